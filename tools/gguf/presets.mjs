@@ -1,0 +1,118 @@
+// @ts-check
+/** Shapes of real models, and tiny ones that differ in one thing each. */
+
+/** @typedef {import("./model.mjs").ModelSpec} ModelSpec */
+
+/** @type {ModelSpec} */
+const TINY_LLAMA = {
+  architecture: "llama",
+  nLayers: 2,
+  dModel: 64,
+  nHeads: 4,
+  nKvHeads: 2,
+  dFfn: 160,
+  contextLength: 512,
+  ropeBase: 10_000,
+  rmsEps: 1e-5,
+  tokenizer: "smollm",
+  vocabSize: 331,
+};
+
+/** @type {ModelSpec} */
+const TINY_QWEN2 = {
+  ...TINY_LLAMA,
+  architecture: "qwen2",
+  nHeads: 8,
+  nKvHeads: 1,
+  rmsEps: 1e-6,
+  ropeBase: 1_000_000,
+  tokenizer: "qwen2",
+  vocabSize: 402,
+};
+
+/** @type {Readonly<Record<import("./model.mjs").PresetName, ModelSpec>>} */
+export const PRESETS = {
+  "smollm2-135m": {
+    architecture: "llama",
+    nLayers: 30,
+    dModel: 576,
+    nHeads: 9,
+    nKvHeads: 3,
+    dFfn: 1536,
+    contextLength: 8192,
+    ropeBase: 100_000,
+    rmsEps: 1e-5,
+    tokenizer: "smollm",
+    vocabSize: 49_152,
+  },
+  "qwen2.5-0.5b": {
+    architecture: "qwen2",
+    nLayers: 24,
+    dModel: 896,
+    nHeads: 14,
+    nKvHeads: 2,
+    dFfn: 4864,
+    contextLength: 32_768,
+    ropeBase: 1_000_000,
+    rmsEps: 1e-6,
+    tokenizer: "qwen2",
+    vocabSize: 151_936,
+  },
+  "qwen3-0.6b": {
+    architecture: "qwen3",
+    nLayers: 28,
+    dModel: 1024,
+    nHeads: 16,
+    nKvHeads: 8,
+    headDim: 128,
+    dFfn: 3072,
+    contextLength: 40_960,
+    ropeBase: 1_000_000,
+    rmsEps: 1e-6,
+    tokenizer: "qwen2",
+    vocabSize: 151_936,
+  },
+  "llama3.2-1b": {
+    architecture: "llama",
+    nLayers: 16,
+    dModel: 2048,
+    nHeads: 32,
+    nKvHeads: 8,
+    dFfn: 8192,
+    contextLength: 131_072,
+    ropeBase: 500_000,
+    rmsEps: 1e-5,
+    ropeFactor: 32,
+    tokenizer: "llama-bpe",
+    vocabSize: 128_256,
+  },
+  "tiny-llama": TINY_LLAMA,
+  "tiny-llama-untied": {
+    ...TINY_LLAMA,
+    isTied: false,
+    nHeads: 2,
+    nKvHeads: 2,
+    tokenizer: "llama-bpe",
+    vocabSize: 349,
+  },
+  "tiny-llama-spm": { ...TINY_LLAMA, nHeads: 8, nKvHeads: 4, dFfn: 172, tokenizer: "spm", vocabSize: 512 },
+  "tiny-llama-bias": { ...TINY_LLAMA, hasQkvBias: true },
+  "tiny-llama-window": { ...TINY_LLAMA, slidingWindow: 40 },
+  "tiny-llama-factors": { ...TINY_LLAMA, ropeFactor: 8, tokenizer: "llama-bpe", ropeBase: 500_000 },
+  "tiny-llama-yarn": { ...TINY_LLAMA, ropeScaling: { type: "yarn", factor: 4, originalContextLength: 128 } },
+  "tiny-llama-linear": { ...TINY_LLAMA, ropeScaling: { type: "linear", factor: 2 } },
+  "tiny-llama-head40": { ...TINY_LLAMA, dModel: 160, nHeads: 4, nKvHeads: 4, dFfn: 96 },
+  "tiny-llama-head256": { ...TINY_LLAMA, nHeads: 2, nKvHeads: 1, headDim: 256 },
+  "tiny-llama-k": { ...TINY_LLAMA, dModel: 256, nHeads: 8, dFfn: 512 },
+  "tiny-qwen2": TINY_QWEN2,
+  "tiny-qwen2-untied": { ...TINY_QWEN2, isTied: false, nHeads: 4, nKvHeads: 2 },
+  "tiny-qwen3": { ...TINY_QWEN2, architecture: "qwen3", nHeads: 4, nKvHeads: 2, headDim: 32 },
+  "tiny-qwen3-untied": {
+    ...TINY_QWEN2,
+    architecture: "qwen3",
+    isTied: false,
+    nHeads: 6,
+    nKvHeads: 3,
+    headDim: 16,
+  },
+};
