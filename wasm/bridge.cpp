@@ -1,0 +1,89 @@
+// The exported C ABI of the kernels: check, call, return. Who may call what with which buffers is said beside the
+// TypeScript callers (src/backend/wasm/); the meaning of every argument is in the kernels' headers.
+
+#include "bridge.h"
+
+#include <cstring>
+
+#include "kernels/attention.h"
+#include "kernels/elementwise.h"
+#include "kernels/matmul.h"
+#include "kernels/weights.h"
+
+// ---- weights ----------------------------------------------------------------------------------------------
+
+INLAY_EXPORT(weight_row_bytes) uint32_t weight_row_bytes(uint32_t type, int cols) { return row_bytes(type, cols); }
+
+INLAY_EXPORT(weight_packed_bytes) uint32_t weight_packed_bytes(uint32_t type, int rows, int cols) {
+  return packed_bytes(type, rows, cols);
+}
+
+// Packs `n_rows` file rows (all but the last call: a multiple of 4) into whole groups.
+// Returns 0, or -(1 + block) where `block` counts blocks of these rows' groups of 4 up to a scale that is not finite.
+INLAY_EXPORT(weight_pack) int weight_pack(uint32_t type, const uint8_t* rows, int n_rows, int cols, uint8_t* out) {
+  const size_t stride = row_bytes(type, cols);
+  const int blocks = cols / block_columns(type);
+  for (int row = 0; row < n_rows; row += 4) {
+    const int n = n_rows - row < 4 ? n_rows - row : 4;
+    const int status = pack_group(type, rows + row * stride, n, cols, out + row * stride);
+    if (status < 0) return status - row / 4 * blocks;
+  }
+  return kOk;
+}
+
+// Index of the first value of `n` that is infinite or NaN, or -1. For F32, F16 and BF16.
+INLAY_EXPORT(weight_first_non_finite) int weight_first_non_finite(uint32_t type, const uint8_t* p, int n) {
+  for (int i = 0; i < n; i++) {
+    uint32_t bits = 0;
+    if (type == kF32) {
+      memcpy(&bits, p + 4 * size_t(i), 4);
+      if ((bits & 0x7f800000) == 0x7f800000) return i;
+    } else {
+      memcpy(&bits, p + 2 * size_t(i), 2);
+      const uint32_t exponent = type == kF16 ? 0x7c00 : 0x7f80;
+      if ((bits & exponent) == exponent) return i;
+    }
+  }
+  return -1;
+}
+
+// Rows `ids` (n) of a matrix as f32: out (n, cols). Ids are checked by the caller.
+INLAY_EXPORT(embed_rows)
+void embed_rows(uint32_t type, const uint8_t* weights, int cols, const uint32_t* ids, int n, float* out) {
+  for (int i = 0; i < n; i++) dequantize_row(type, weights, cols, int(ids[i]), out + size_t(i) * cols);
+}
+
+// ---- linear maps ------------------------------------------------------------------------------------------
+
+INLAY_EXPORT(linear_maps) int linear_maps(const float* x, int n_tokens, int cols, const LinearMap* maps, int n_maps) {
+  return linear(x, n_tokens, cols, maps, n_maps);
+}
+
+INLAY_EXPORT(gated_linear_maps)
+int gated_linear_maps(const float* x, int n_tokens, int cols, const LinearMap* maps, uint32_t gate) {
+  if (gate > kGelu) return kBadArgument;
+  return gated_linear(x, n_tokens, cols, maps, Gate(gate));
+}
+
+// ---- rows -------------------------------------------------------------------------------------------------
+
+INLAY_EXPORT(rms_norm_rows)
+void rms_norm_rows(const float* x, const float* weight, float* out, int rows, int cols, float eps) {
+  rms_norm(x, weight, out, rows, cols, eps);
+}
+
+INLAY_EXPORT(add_rows) void add_rows(float* x, const float* y, int n) { add_in_place(x, y, size_t(n)); }
+
+INLAY_EXPORT(rope_rows)
+void rope_rows(float* x, const float* cos_sin, int n_tokens, int n_heads, int head_dim, int n_rot, int halves) {
+  rope(x, cos_sin, n_tokens, n_heads, head_dim, n_rot, halves);
+}
+
+// ---- attention --------------------------------------------------------------------------------------------
+
+INLAY_EXPORT(kv_append_rows)
+void kv_append_rows(const AttendCall* call, const float* k, const float* v) {
+  kv_append(call->pages, k, v, call->q_start, call->n_tokens);
+}
+
+INLAY_EXPORT(attend_pages) int attend_pages(const AttendCall* call) { return attend(*call); }

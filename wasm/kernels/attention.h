@@ -1,0 +1,55 @@
+// Exact softmax attention over listed pages of a paged KV cache, and appending to it.
+//
+// A page holds 32 tokens of one layer and KV head: K transposed (head_dim, 32), then V (32, head_dim), in f32 or
+// f16. A slot holds the pages of all layers and KV heads for the same 32 tokens; the page table gives each logical
+// page's slot address.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+constexpr int kPageTokens = 32;
+
+enum PageFormat : uint32_t { kPageF32 = 0, kPageF16 = 1 };
+
+// Where one layer's pages are.
+struct LayerPages {
+  uint8_t* const* slots;  // (n_pages) slot addresses
+  uint32_t layer_offset;  // bytes from a slot's start to this layer's first page
+  PageFormat format;
+  int32_t n_kv_heads;
+  int32_t head_dim;  // a multiple of 8, at most 256
+
+  size_t half_bytes() const { return size_t(kPageTokens) * head_dim * (format == kPageF32 ? 4 : 2); }
+  uint8_t* k_page(int page, int kv_head) const {
+    return slots[page] + layer_offset + 2 * half_bytes() * size_t(kv_head);
+  }
+  uint8_t* v_page(int page, int kv_head) const { return k_page(page, kv_head) + half_bytes(); }
+};
+
+// Written by TypeScript (src/backend/wasm/wasm-attention.ts); 32-bit fields in this order.
+struct AttendCall {
+  LayerPages pages;
+  const float* q;          // (n_tokens, n_heads, head_dim), after RoPE
+  float* out;              // same shape
+  const uint32_t* row_ptr; // CSR rows of the selection: kv_head * n_blocks + block, or block when head_shared
+  const uint32_t* page;    // logical pages, ascending within a row
+  const uint32_t* mask;    // per listed page, bit r keeps token r; null keeps all
+  int32_t n_blocks;
+  int32_t block_size;      // queries per block; the last may be shorter
+  uint32_t head_shared;
+  int32_t q_start;         // position of query 0
+  int32_t n_tokens;
+  int32_t n_heads;         // a multiple of n_kv_heads; query head h reads KV head h / (n_heads / n_kv_heads)
+  float scale;             // 1 / sqrt(head_dim) usually
+  float softcap;           // x <- cap * tanh(x / cap); 0 = none
+  int32_t window;          // keys before query - window + 1 are not seen; 0 = none
+};
+
+// Appends tokens at positions [position, position + n_tokens).  k, v: (n_tokens, n_kv_heads, head_dim).
+void kv_append(const LayerPages& pages, const float* k, const float* v, int position, int n_tokens);
+
+// Attends. Every query sees the listed, unmasked keys at or before its own position.
+// Online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867); decode splits the page list over threads and merges
+// the parts by their log-sum-exp, exactly. Returns a Status.
+int attend(const AttendCall& call);

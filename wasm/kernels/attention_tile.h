@@ -1,0 +1,104 @@
+// The two small matrix products of attention on one page: scores = q · Kᵀ and acc = acc * c + p · V.
+#pragma once
+
+#include "attention.h"
+#include "simd.h"
+
+constexpr int kTokenVectors = kPageTokens / 4;
+
+// Vectors of 4 tokens computed together for kRows query rows: as many accumulators as fit the 16 registers.
+constexpr int token_vectors(int rows) { return rows == 1 ? 8 : rows == 4 ? 2 : 4; }
+
+// scores[r][32] = q_r · k_j for all 32 tokens.  q: (head_dim, kRows);  k: (head_dim, 32).
+template <int kRows>
+INLAY_INLINE void score_page(const float* q, const float* k, int head_dim, float scores[][kPageTokens]) {
+  constexpr int kVectors = token_vectors(kRows);
+  for (int first = 0; first < kTokenVectors; first += kVectors) {
+    f32x4 acc[kRows][kVectors];
+    for (int r = 0; r < kRows; r++)
+      for (int v = 0; v < kVectors; v++) acc[r][v] = f32x4_zero();
+    const float* column = k + 4 * first;
+    const float* queries = q;
+    for (int c = 0; c < head_dim; c++, column += kPageTokens, queries += kRows) {
+      f32x4 keys[kVectors];
+      for (int v = 0; v < kVectors; v++) keys[v] = wasm_v128_load(column + 4 * v);
+      for (int r = 0; r < kRows; r++) {
+        const f32x4 query = f32x4_load_splat(queries + r);
+        for (int v = 0; v < kVectors; v++) acc[r][v] = f32x4_madd(query, keys[v], acc[r][v]);
+      }
+    }
+    for (int r = 0; r < kRows; r++)
+      for (int v = 0; v < kVectors; v++) wasm_v128_store(&scores[r][4 * (first + v)], acc[r][v]);
+  }
+}
+
+// kVectors * 4 dims of acc for kRows rows.
+template <int kRows, int kVectors>
+INLAY_INLINE void weigh_dims(const float p[][kPageTokens], const float* v, int head_dim, const float* correction,
+                             float* acc) {
+  f32x4 sums[kRows][kVectors];
+  for (int r = 0; r < kRows; r++)
+    for (int i = 0; i < kVectors; i++)
+      sums[r][i] = wasm_f32x4_mul(wasm_v128_load(acc + r * head_dim + 4 * i), f32x4_load_splat(correction + r));
+  for (int j = 0; j < kPageTokens; j++, v += head_dim) {
+    f32x4 values[kVectors];
+    for (int i = 0; i < kVectors; i++) values[i] = wasm_v128_load(v + 4 * i);
+    for (int r = 0; r < kRows; r++) {
+      const f32x4 weight = f32x4_load_splat(&p[r][j]);
+      for (int i = 0; i < kVectors; i++) sums[r][i] = f32x4_madd(weight, values[i], sums[r][i]);
+    }
+  }
+  for (int r = 0; r < kRows; r++)
+    for (int i = 0; i < kVectors; i++) wasm_v128_store(acc + r * head_dim + 4 * i, sums[r][i]);
+}
+
+// acc_r = acc_r * correction_r + sum_j p[r][j] * v_j.  v: (32, head_dim);  acc: (kRows, head_dim).
+template <int kRows>
+INLAY_INLINE void weigh_page(const float p[][kPageTokens], const float* v, int head_dim, const float* correction,
+                             float* acc) {
+  constexpr int kVectors = kRows == 4 ? 2 : 4;
+  int dim = 0;
+  for (; dim + 4 * kVectors <= head_dim; dim += 4 * kVectors)
+    weigh_dims<kRows, kVectors>(p, v + dim, head_dim, correction, acc + dim);
+  if constexpr (kVectors > 2) {
+    if (dim < head_dim) weigh_dims<kRows, 2>(p, v + dim, head_dim, correction, acc + dim);
+  }
+}
+
+// Online softmax of one row's 32 scores times `scale`, in place: scores become weights e^(x - max).
+// `keep`: bit j keeps token j. Updates the running max and sum; returns what the old acc must be multiplied by.
+INLAY_INLINE float softmax_row(float* scores, float scale, uint32_t keep, float* row_max, float* row_sum) {
+  f32x4 x[kTokenVectors];
+  for (int v = 0; v < kTokenVectors; v++) x[v] = wasm_f32x4_mul(wasm_v128_load(scores + 4 * v), wasm_f32x4_splat(scale));
+  if (keep != 0xffffffffu) {
+    const i32x4 lane_bits = wasm_i32x4_const(1, 2, 4, 8);
+    const f32x4 minus_infinity = wasm_f32x4_const_splat(-__builtin_inff());
+    for (int v = 0; v < kTokenVectors; v++) {
+      const i32x4 bits = wasm_v128_and(wasm_i32x4_splat(int32_t(keep >> (4 * v))), lane_bits);
+      x[v] = wasm_v128_bitselect(minus_infinity, x[v], wasm_i32x4_eq(bits, wasm_i32x4_const_splat(0)));
+    }
+  }
+  f32x4 top = x[0];
+  for (int v = 1; v < kTokenVectors; v++) top = wasm_f32x4_pmax(top, x[v]);
+  const float page_max = f32x4_max_lane(top);
+  // Written so that a NaN score becomes the maximum and reaches the output, where it is seen.
+  const float new_max = page_max <= *row_max ? *row_max : page_max;
+  if (new_max == -__builtin_inff()) {
+    for (int v = 0; v < kTokenVectors; v++) wasm_v128_store(scores + 4 * v, f32x4_zero());
+    return 1.0f;
+  }
+  const f32x4 shift = wasm_f32x4_splat(new_max);
+  f32x4 sum = f32x4_zero();
+  for (int v = 0; v < kTokenVectors; v++) {
+    x[v] = f32x4_exp(wasm_f32x4_sub(x[v], shift));
+    sum = wasm_f32x4_add(sum, x[v]);
+    wasm_v128_store(scores + 4 * v, x[v]);
+  }
+  const float correction =
+      *row_max == -__builtin_inff()
+          ? 0.0f
+          : wasm_f32x4_extract_lane(f32x4_exp(wasm_f32x4_splat(*row_max - new_max)), 0);
+  *row_max = new_max;
+  *row_sum = *row_sum * correction + f32x4_sum(sum);
+  return correction;
+}
