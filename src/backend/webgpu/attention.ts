@@ -1,0 +1,267 @@
+/**
+ * Attention on GPU buffers: records the append of new keys and values and the attention of their queries over the
+ * selected pages into a compute pass. Whoever owns the pass submits it, so that a whole forward pass can be
+ * one submit.
+ *
+ *     append    k, v rows -> pages
+ *     attend    one dispatch per selection and format, in `nSplits` parts: partial results and their log-sum-exp
+ *     merge     partials -> out; left out when there is only one
+ */
+
+import { blockCount, type QueryBlocks, type Selection } from "../../attention/policy.ts";
+import { internalError } from "../../errors.ts";
+import { PAGE_TOKENS } from "../../kv/page.ts";
+import { PagedCache, SlotPool } from "../../kv/paged-cache.ts";
+import { BufferGroup, ScratchBuffer } from "./buffers.ts";
+import type { GpuDevice } from "./device.ts";
+import {
+  type AttentionKernels,
+  type AttentionTuning,
+  compileKernels,
+  defaultTuning,
+  FLAT_THREADS,
+  type KernelShape,
+  splitCount,
+} from "./kernels.ts";
+import { GpuPageStore } from "./page-store.ts";
+import { Uploads } from "./uploads.ts";
+
+/** Options of {@link GpuAttention}. */
+export interface GpuAttentionOptions {
+  /** Pages that the cache has room for from the start. @default 16 */
+  readonly initialPages?: number;
+  readonly tuning?: Partial<AttentionTuning>;
+}
+
+/** One layer's attention, in buffers; the fields are those of `AttendCall`. All f32, row-major. */
+export interface GpuAttendCall {
+  readonly layer: number;
+  /** (nTokens, nHeads * headDim), after RoPE. */
+  readonly q: GPUBuffer;
+  /** (nTokens, nKvHeads * headDim), after RoPE. */
+  readonly k: GPUBuffer;
+  /** (nTokens, nKvHeads * headDim). */
+  readonly v: GPUBuffer;
+  /** (nTokens, nHeads * headDim), written. Not one of the inputs. */
+  readonly out: GPUBuffer;
+  readonly cache: PagedCache;
+  readonly blocks: QueryBlocks;
+  /** Page ids of every segment are logical pages of `cache`; not changed while the model lives. */
+  readonly selections: readonly Selection[];
+  readonly scale: number;
+  readonly softcap?: number | undefined;
+  readonly window?: number | undefined;
+}
+
+/** One dispatch of an attention kernel. */
+interface Part {
+  readonly selection: Selection;
+  readonly isDecode: boolean;
+  /** Workgroups of one (block, KV head). */
+  readonly tiles: number;
+  readonly nSplits: number;
+  readonly firstPartial: number;
+}
+
+export class GpuAttention {
+  readonly #store: GpuPageStore;
+  readonly #pool: SlotPool;
+  readonly #uploads: Uploads;
+  readonly #scratch: BufferGroup;
+  readonly #partials: ScratchBuffer;
+  readonly #lse: ScratchBuffer;
+
+  private constructor(
+    readonly device: GpuDevice,
+    readonly shape: KernelShape,
+    private readonly kernels: AttentionKernels,
+    private readonly tuning: AttentionTuning,
+    initialPages: number,
+  ) {
+    this.#store = new GpuPageStore(device, shape, initialPages);
+    this.#pool = new SlotPool(this.#store);
+    this.#uploads = new Uploads(device);
+    this.#scratch = new BufferGroup(device, "attention");
+    this.#partials = new ScratchBuffer(this.#scratch, "partials");
+    this.#lse = new ScratchBuffer(this.#scratch, "lse");
+  }
+
+  /** Compiles the kernels for `shape`. */
+  static async create(
+    device: GpuDevice,
+    shape: KernelShape,
+    options: GpuAttentionOptions = {},
+  ): Promise<GpuAttention> {
+    const tuning = { ...defaultTuning(device), ...options.tuning };
+    const kernels = await compileKernels(device, shape, tuning);
+    return new GpuAttention(device, shape, kernels, tuning, options.initialPages ?? 16);
+  }
+
+  /** An empty cache in this object's pages. */
+  createCache(): PagedCache {
+    return new PagedCache(this.#pool);
+  }
+
+  /**
+   * Makes reserved pages real. To be awaited after `cache.reserve` and before the first `encode` of a pass, while
+   * nothing recorded is unsubmitted.
+   */
+  prepare(): Promise<void> {
+    return this.#store.prepare();
+  }
+
+  /** Records append and attention. Buffers it reads through `call` must stay alive until the pass is submitted. */
+  encode(pass: GPUComputePassEncoder, call: GpuAttendCall): void {
+    const { cache, blocks, layer } = call;
+    if (blocks.qStart + blocks.qLen > cache.slots.length * PAGE_TOKENS)
+      throw internalError(`attention past the reserved pages`, { ...blocks, nPages: cache.slots.length });
+    const pages = this.#store.layer(layer, cache.slots);
+    const pageTable = this.#uploads.storage("page table", Uint32Array.from(cache.slots));
+
+    const append = this.#uploads.uniform("append params", this.#appendParams(blocks));
+    const { nHeads, nKvHeads, headDim } = this.shape;
+    const nPairs = pairCount(blocks);
+    this.#dispatch(
+      pass,
+      this.kernels.append,
+      "append",
+      [append, call.k, call.v, pageTable, pages.k, pages.v],
+      {
+        nGroups: Math.ceil((nPairs * nKvHeads * headDim) / 2 / FLAT_THREADS),
+      },
+    );
+
+    const parts = this.#plan(blocks, call.selections);
+    const nPartials = parts.reduce((n, part) => n + part.nSplits, 0);
+    const nRows = blocks.qLen * nHeads;
+    const out = nPartials === 1 ? call.out : this.#partials.atLeast(nPartials * nRows * headDim * 4);
+    const lse = this.#lse.atLeast(nPartials * nRows * 4);
+    for (const part of parts) {
+      const selection = this.#uploads.selection(part.selection);
+      const params = this.#attendParams(call, part, selection.pagesAt, selection.masksAt);
+      const buffers = [
+        this.#uploads.uniform("attention params", params),
+        call.q,
+        pages.k,
+        pages.v,
+        pageTable,
+        selection.buffer,
+        out,
+        lse,
+      ];
+      const kernel = part.isDecode ? this.kernels.decode : this.kernels.prefill;
+      this.#dispatch(pass, kernel, part.isDecode ? "decode" : "prefill", buffers, {
+        nGroups: part.tiles * blockCount(blocks) * nKvHeads,
+        nSplits: part.nSplits,
+      });
+    }
+    if (nPartials === 1) return;
+    const merge = this.#uploads.uniform("merge params", Uint32Array.of(nRows, nPartials, 0, 0));
+    this.#dispatch(pass, this.kernels.merge, "merge", [merge, out, lse, call.out], {
+      nGroups: Math.ceil((nRows * headDim) / 4 / FLAT_THREADS),
+    });
+  }
+
+  /** To be called after the pass was submitted, or given up: small buffers may then be reused. */
+  submitted(): void {
+    this.#uploads.submitted();
+    this.#scratch.submitted();
+  }
+
+  /** Frees everything but the cached pages; after a failed pass, buffers may be invalid. */
+  dropScratch(): void {
+    this.#uploads.clear();
+    this.#scratch.clear();
+    this.#partials.forget();
+    this.#lse.forget();
+  }
+
+  /** `kv`: bytes of pages in use; `scratch`: all other GPU bytes, free pages included. */
+  memory(): { kv: number; scratch: number } {
+    // Reserved slots get their bytes in `prepare`.
+    const kv = Math.min(this.#pool.bytes, this.#store.bytes);
+    return { kv, scratch: this.#store.bytes - kv + this.#uploads.bytes + this.#scratch.bytes };
+  }
+
+  /** Destroys all buffers; the device stays. Idempotent. */
+  dispose(): void {
+    this.dropScratch();
+    this.#store.dispose();
+  }
+
+  /** Cuts a call into dispatches, one per selection that lists anything. */
+  #plan(blocks: QueryBlocks, selections: readonly Selection[]): Part[] {
+    const { nHeads, nKvHeads } = this.shape;
+    const nBlocks = blockCount(blocks);
+    const group = nHeads / nKvHeads;
+    const blockTokens = Math.min(blocks.blockSize, blocks.qLen);
+    const isDecode = blockTokens === 1;
+    const tiles = Math.ceil(
+      isDecode ? group / this.kernels.decodeHeads : (blockTokens * group) / this.kernels.prefillRows,
+    );
+    const parts: Part[] = [];
+    let firstPartial = 0;
+    for (const selection of selections) {
+      if (selection.nBlocks !== nBlocks)
+        throw internalError(`a selection has ${selection.nBlocks} blocks, the queries ${nBlocks}`);
+      const nSplits = splitCount(this.tuning, tiles * nBlocks * nKvHeads, longestRow(selection));
+      parts.push({ selection, isDecode, tiles, nSplits, firstPartial });
+      firstPartial += nSplits;
+    }
+    if (parts.length === 0) throw internalError("attention without a selection");
+    return parts;
+  }
+
+  /** `Params` of kv_append.wgsl. */
+  #appendParams(blocks: QueryBlocks): Uint32Array<ArrayBuffer> {
+    return Uint32Array.of(blocks.qLen, blocks.qStart, this.shape.nKvHeads, pairCount(blocks));
+  }
+
+  /** `Params` of attention_prefill.wgsl and attention_decode.wgsl. */
+  #attendParams(call: GpuAttendCall, part: Part, pagesAt: number, masksAt: number): Uint32Array<ArrayBuffer> {
+    const { blocks, scale, softcap = 0, window = 0 } = call;
+    const { nHeads, nKvHeads } = this.shape;
+    // Positions inside a prefix are not those of its pages, and all of them lie before the queries.
+    const isCausal = part.selection.segment === "tail";
+    const nBlocks = blockCount(blocks);
+    const params = new Uint32Array(16);
+    params.set([blocks.qLen, blocks.qStart, Math.min(blocks.blockSize, blocks.qLen), nBlocks], 0);
+    params.set([nHeads, nKvHeads, part.tiles, part.selection.headShared ? 1 : 0], 4);
+    params.set([pagesAt, masksAt, part.nSplits, part.firstPartial], 8);
+    new Float32Array(params.buffer).set([scale, softcap], 12);
+    params.set([isCausal ? window : 0, isCausal ? 1 : 0], 14);
+    return params;
+  }
+
+  /** Binds `buffers` in order and dispatches `nGroups` workgroups, folded over x and y, `nSplits` deep. */
+  #dispatch(
+    pass: GPUComputePassEncoder,
+    pipeline: GPUComputePipeline,
+    label: string,
+    buffers: readonly GPUBuffer[],
+    size: { nGroups: number; nSplits?: number },
+  ): void {
+    const entries = buffers.map((buffer, binding) => ({ binding, resource: { buffer } }));
+    const bindings = this.device.handle.createBindGroup({
+      label: `${this.device.label} ${label}`,
+      layout: pipeline.getBindGroupLayout(0),
+      entries,
+    });
+    pass.setPipeline(pipeline);
+    pass.setBindGroup(0, bindings);
+    const width = Math.min(size.nGroups, this.device.limits.maxComputeWorkgroupsPerDimension);
+    pass.dispatchWorkgroups(width, Math.ceil(size.nGroups / width), size.nSplits ?? 1);
+  }
+}
+
+/** Pairs of positions (2i, 2i + 1) that hold a token of `blocks`. */
+function pairCount({ qStart, qLen }: QueryBlocks): number {
+  return Math.floor((qStart + qLen - 1) / 2) - Math.floor(qStart / 2) + 1;
+}
+
+/** Pages of the longest list. */
+function longestRow({ rowPtr }: Selection): number {
+  let longest = 0;
+  for (let row = 1; row < rowPtr.length; row++) longest = Math.max(longest, rowPtr[row]! - rowPtr[row - 1]!);
+  return longest;
+}

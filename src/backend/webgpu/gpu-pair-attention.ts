@@ -1,0 +1,95 @@
+/**
+ * Attention of the webgpu pair: records into the same pass as GpuOps, so that q, k, v and the attended rows never leave
+ * the GPU.
+ *
+ * Errors of recorded work come late. Keys and values count as cached once the forward call returns, which it may do
+ * without reading anything back; so the last layer waits until the device has accepted everything that wrote to pages.
+ */
+
+import { blockCount, type Selection } from "../../attention/policy.ts";
+import { internalError } from "../../errors.ts";
+import { PAGE_TOKENS } from "../../kv/page.ts";
+import type { PagedCache } from "../../kv/paged-cache.ts";
+import type { AttendCall, AttentionOps, Tensor } from "../backend.ts";
+import { GpuAttention, type GpuAttentionOptions } from "./attention.ts";
+import { type GpuOps, gpuTensor } from "./gpu-ops.ts";
+import type { KernelShape } from "./kernels.ts";
+
+export class GpuPairAttention implements AttentionOps {
+  readonly device = "webgpu";
+  /** Submits before pages were last prepared; the pass that is being recorded may touch them then. */
+  #preparedAt = -1;
+
+  private constructor(
+    private readonly ops: GpuOps,
+    private readonly attention: GpuAttention,
+  ) {
+    ops.recorder.addClient(attention);
+  }
+
+  /** Compiles the kernels for `shape` on the device of `ops`. */
+  static async create(
+    ops: GpuOps,
+    shape: KernelShape,
+    options: GpuAttentionOptions = {},
+  ): Promise<GpuPairAttention> {
+    return new GpuPairAttention(ops, await GpuAttention.create(ops.recorder.device, shape, options));
+  }
+
+  createCache(): PagedCache {
+    this.ops.recorder.assertLive();
+    return this.attention.createCache();
+  }
+
+  async attend(call: AttendCall): Promise<Tensor> {
+    const { recorder, tensors } = this.ops;
+    const { nLayers, nHeads, headDim } = this.attention.shape;
+    this.#check(call);
+    // What is recorded since the last submit does not touch pages yet, or pages were prepared for it.
+    if (this.#preparedAt !== recorder.nSubmits) await this.attention.prepare();
+    recorder.assertLive();
+    this.#preparedAt = recorder.nSubmits;
+    const out = tensors.create(call.q.nTokens, nHeads * headDim);
+    try {
+      const [q, k, v] = [call.q, call.k, call.v].map((tensor) => gpuTensor(tensor).buffer);
+      this.attention.encode(recorder.pass(), { ...call, q: q!, k: k!, v: v!, out: out.buffer });
+      recorder.spend(this.#cost(call));
+      if (call.layer === nLayers - 1) {
+        const nTokens = call.blocks.qStart + call.blocks.qLen;
+        await recorder.settle(`a forward call up to token ${nTokens}`, { nTokens, ...this.memory() });
+      }
+      return out;
+    } catch (error) {
+      out[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  memory(): { kv: number; scratch: number } {
+    return this.attention.memory();
+  }
+
+  /** Destroys all buffers; the device stays. Idempotent. */
+  dispose(): void {
+    this.attention.dispose();
+  }
+
+  /** Multiply-adds of a call: q·k and p·v over the listed pages. */
+  #cost({ blocks, selections }: AttendCall): number {
+    const { nHeads, nKvHeads, headDim } = this.attention.shape;
+    const queries = Math.ceil(blocks.qLen / blockCount(blocks));
+    const pages = ({ page, headShared }: Selection) => page.length / (headShared ? 1 : nKvHeads);
+    const nPages = selections.reduce((sum, selection) => sum + pages(selection), 0);
+    return 2 * queries * nPages * PAGE_TOKENS * nHeads * headDim;
+  }
+
+  #check({ q, k, v, blocks, layer }: AttendCall): void {
+    const { nHeads, nKvHeads, headDim, nLayers } = this.attention.shape;
+    const isRow = (t: Tensor, heads: number) => t.nTokens === blocks.qLen && t.width === heads * headDim;
+    if (!isRow(q, nHeads) || !isRow(k, nKvHeads) || !isRow(v, nKvHeads) || blockCount(blocks) < 1)
+      throw internalError(
+        `q, k or v does not fit ${blocks.qLen} tokens of ${nHeads}:${nKvHeads} heads of ${headDim}`,
+      );
+    if (layer < 0 || layer >= nLayers) throw internalError(`layer ${layer} of ${nLayers}`);
+  }
+}
