@@ -1,0 +1,49 @@
+/** The MODEL argument and the options that say how it runs; shared by all commands. */
+
+import { loadModel } from "../api/load-model.node.ts";
+import type { Model } from "../api/model.ts";
+import type { HubFile } from "../gguf/source.ts";
+import type { DeviceOption, KvFormat, PrefillAttention } from "../options.ts";
+import type { Options } from "./arguments.ts";
+import { UsageError } from "./arguments.ts";
+import { ProgressBar } from "./progress-bar.ts";
+
+export const MODEL_OPTIONS = {
+  device: "string",
+  threads: "integer",
+  attention: "string",
+  budget: "number",
+  kv: "string",
+  context: "integer",
+} as const;
+
+/** A path or URL as it is; `hf:owner/name/file.gguf` as a file on Hugging Face. */
+export function modelSource(argument: string): string | HubFile {
+  if (!argument.startsWith("hf:")) return argument;
+  const [, owner, name, file] = /^hf:([^/]+)\/([^/]+)\/(.+)$/.exec(argument) ?? [];
+  if (file === undefined) throw new UsageError(`MODEL is ${argument}; write hf:owner/name/file.gguf`);
+  return { repo: `${owner}/${name}`, file };
+}
+
+/** Loads the model with a progress bar. */
+export async function loadArgument(
+  argument: string,
+  options: Options<typeof MODEL_OPTIONS>,
+  signal?: AbortSignal,
+): Promise<Model> {
+  const bar = new ProgressBar();
+  try {
+    return await loadModel(modelSource(argument), {
+      // Unknown names are refused by loadModel, which lists the known ones.
+      device: options.device as DeviceOption | undefined,
+      threads: options.threads,
+      attention: { prefill: options.attention as PrefillAttention | undefined, budget: options.budget },
+      kvCache: { format: options.kv as KvFormat | undefined },
+      contextLength: options.context,
+      onProgress: ({ phase, progress }) => bar.update(phase, progress),
+      signal,
+    });
+  } finally {
+    bar.clear();
+  }
+}

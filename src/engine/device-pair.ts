@@ -1,0 +1,121 @@
+/** A device: the pair of linear algebra and attention that `device` names (wasm, hybrid, webgpu). */
+
+import type { AttentionOps, Ops } from "../backend/backend.ts";
+import type { WasmModule } from "../backend/wasm/module.ts";
+import { WasmAttention } from "../backend/wasm/wasm-attention.ts";
+import { WasmOps } from "../backend/wasm/wasm-ops.ts";
+import { InlayError } from "../errors.ts";
+import type { Host } from "../host/host.ts";
+import { type KvShape, type PageFormat, pageBytes, pageCount } from "../kv/page.ts";
+import type { ModelConfig } from "../model/config.ts";
+import type { EngineOptions } from "../options.ts";
+import { choosePlacement } from "../placement/placement.ts";
+import { openGpu, RecoverableAttention } from "./gpu.ts";
+
+/** What runs the forward pass. */
+export interface DevicePair {
+  readonly kind: "wasm" | "hybrid" | "webgpu";
+  readonly ops: Ops;
+  readonly attention: AttentionOps;
+  readonly kvFormat: PageFormat;
+  readonly gpuName: string | undefined;
+  /** Why this device: what was asked for, or what was measured. */
+  readonly reason: string;
+  /** Makes a lost GPU device anew; what was cached on it is gone. Rejects with `device-lost` if it cannot. */
+  recover(): Promise<void>;
+  gpuBytes(): number;
+  /** Idempotent. */
+  dispose(): void;
+}
+
+export interface DeviceRequest {
+  readonly host: Host;
+  readonly wasm: WasmModule;
+  readonly config: ModelConfig;
+  readonly contextLength: number;
+  readonly options: EngineOptions;
+}
+
+/** Opens the device that `options.device` asks for. Rejects with `device-unavailable` when it is not there. */
+export async function openDevice(request: DeviceRequest): Promise<DevicePair> {
+  checkHeadDim(request.config);
+  const ops = new WasmOps(request.wasm);
+  switch (request.options.device) {
+    case "wasm":
+      return wasmPair(request, ops, "asked for");
+    case "hybrid":
+      return hybridPair(request, ops, "asked for");
+    case "webgpu":
+      throw new InlayError(
+        "device-unavailable",
+        'device "webgpu" is not in this version; use "hybrid" or "wasm"',
+      );
+    case "auto": {
+      const { device, reason } = await choosePlacement(request, ops, shapeOf(request, "f32"));
+      return device === "wasm" ? wasmPair(request, ops, reason) : hybridPair(request, ops, reason);
+    }
+  }
+}
+
+function wasmPair(request: DeviceRequest, ops: WasmOps, reason: string): DevicePair {
+  // f32 needs no conversion, and one core computes slower than memory delivers.
+  const shape = shapeOf(request, "f32");
+  return {
+    kind: "wasm",
+    ops,
+    attention: new WasmAttention(ops, shape),
+    kvFormat: shape.format,
+    gpuName: undefined,
+    reason,
+    recover: async () => {},
+    gpuBytes: () => 0,
+    dispose: () => {},
+  };
+}
+
+async function hybridPair(request: DeviceRequest, ops: WasmOps, reason: string): Promise<DevicePair> {
+  const shape = shapeOf(request, gpuPageFormat(request));
+  const gpu = await openGpu(request.host);
+  const attention = await RecoverableAttention.open(gpu, ops.heap, shape);
+  return {
+    kind: "hybrid",
+    ops,
+    attention,
+    kvFormat: shape.format,
+    gpuName: gpu.adapterInfo,
+    reason,
+    recover: () => attention.recover(),
+    gpuBytes: () => {
+      const { kv, scratch } = attention.memory();
+      return kv + scratch;
+    },
+    dispose: () => attention.dispose(),
+  };
+}
+
+/** A cache this small is kept in f32, which agrees with llama.cpp to the last bits. */
+const SMALL_CACHE_BYTES = 64 << 20;
+
+/** f16 for long contexts: half the bytes, and attention on a GPU waits for memory. */
+function gpuPageFormat({ config, contextLength }: DeviceRequest): PageFormat {
+  const { nLayers, nKvHeads, headDim } = config;
+  const bytes = pageCount(contextLength) * nLayers * nKvHeads * 2 * pageBytes("f32", headDim);
+  return bytes <= SMALL_CACHE_BYTES ? "f32" : "f16";
+}
+
+/** The caller's page format, or `preferred` for "auto". */
+function shapeOf({ config, options }: DeviceRequest, preferred: PageFormat): KvShape {
+  const { nLayers, nHeads, nKvHeads, headDim } = config;
+  const { format } = options.kvCache;
+  return { nLayers, nHeads, nKvHeads, headDim, format: format === "auto" ? preferred : format };
+}
+
+/** The kernels of all backends take whole vectors of 8. */
+function checkHeadDim({ headDim }: ModelConfig): void {
+  if (headDim % 8 === 0 && headDim <= 256) return;
+  throw new InlayError(
+    "unsupported-model",
+    `the model's heads have ${headDim} dimensions; multiples of 8 up to 256 can be run`,
+    { headDim },
+  );
+}

@@ -1,0 +1,290 @@
+/**
+ * The engine: one loaded model, its device, its tokenizer, and the requests that it answers one after another.
+ * It knows nothing of workers; src/rpc/ puts it behind one.
+ */
+
+import { DensePolicy } from "../attention/dense.ts";
+import type { AttentionShape, Budget } from "../attention/policy.ts";
+import { WindowPolicy } from "../attention/window.ts";
+import { WasmModule } from "../backend/wasm/module.ts";
+import { ThreadPool } from "../backend/wasm/threads.ts";
+import { chooseWasm, type WasmChoice } from "../backend/wasm/variant.ts";
+import { InlayError } from "../errors.ts";
+import type { GenerateEvent } from "../generate/events.ts";
+import { type GenerateContext, generate, prefillOnly } from "../generate/generate.ts";
+import type { GenerateRequest, Prompt } from "../generate/request.ts";
+import { anySignal } from "../gguf/abort.ts";
+import { type ModelFile, openModelFile } from "../gguf/model-file.ts";
+import type { ByteSource } from "../gguf/source.ts";
+import type { Host } from "../host/host.ts";
+import { type ModelConfig, readModelConfig } from "../model/config.ts";
+import type { AttentionPlan, Transformer } from "../model/forward.ts";
+import { ropeSpec } from "../model/rope.ts";
+import { type TensorInventory, takeInventory } from "../model/tensor-names.ts";
+import { loadWeights } from "../model/weights.ts";
+import { type EngineOptions, type LoadProgress, resolveContextLength } from "../options.ts";
+import type { MemoryReport, ModelInfo } from "../rpc/engine-api.ts";
+import { Tokenizer } from "../tokenizer/tokenizer.ts";
+import { vocabularyFromMetadata } from "../tokenizer/vocabulary.ts";
+import { type DevicePair, openDevice } from "./device-pair.ts";
+import { ProgressReporter } from "./progress.ts";
+import { PromptEncoder } from "./prompts.ts";
+import { SequenceStore } from "./sequences.ts";
+import { TaskQueue } from "./task-queue.ts";
+import { Checkpoint } from "./yielding.ts";
+
+/** Where the engine loads from and runs. */
+export interface EngineSetup {
+  readonly host: Host;
+  readonly sources: readonly ByteSource[];
+  readonly options: EngineOptions;
+  readonly onProgress?: ((progress: LoadProgress) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export class Engine {
+  readonly info: ModelInfo;
+  readonly tokenizer: Tokenizer;
+  readonly model: Transformer;
+  readonly #parts: EngineParts;
+  readonly #sequences: SequenceStore;
+  readonly #plan: GenerateContext["plan"];
+  readonly #queue = new TaskQueue();
+  /** Aborted by `dispose`. */
+  readonly #life = new AbortController();
+
+  /**
+   * Loads a model. Rejects with an InlayError that says what is wrong with the file, the options or the device,
+   * or with the signal's reason; nothing is kept then.
+   */
+  static async load(setup: EngineSetup): Promise<Engine> {
+    const { host, sources, options, signal } = setup;
+    const progress = new ProgressReporter(setup.onProgress ?? (() => {}));
+    const cleanups: (() => void)[] = [];
+    let file: ModelFile | undefined;
+    try {
+      progress.update("header", 0, undefined);
+      file = await openModelFile(sources, signal);
+      const config = readModelConfig(file.metadata, file.tensors);
+      const inventory = takeInventory(config, file.tensors);
+      const contextLength = resolveContextLength(options.contextLength, config.contextLength);
+
+      const choice = await chooseWasm(options.threads, host);
+      const module = await host.compileWasm(choice.variant);
+      signal?.throwIfAborted();
+      const wasm = await WasmModule.instantiate({ module, shared: choice.nThreads > 1 });
+      const pool =
+        choice.nThreads > 1 ? await ThreadPool.start(host, wasm, module, choice.nThreads) : undefined;
+      cleanups.push(() => pool?.dispose());
+
+      const tokenizer = Tokenizer.create(
+        wasm,
+        vocabularyFromMetadata({ get: (key) => file!.metadata.get(key)?.value }),
+      );
+      cleanups.push(() => tokenizer.dispose());
+      const prompts = new PromptEncoder(tokenizer, options.chatTemplate, config.chatTemplates);
+
+      const device = await openDevice({ host, wasm, config, contextLength, options });
+      cleanups.push(() => device.dispose());
+      const model = await loadTransformer(file, inventory, config, device, progress);
+      signal?.throwIfAborted();
+      progress.update("warm-up", 0, 1);
+      progress.finish();
+      return new Engine({
+        config,
+        contextLength,
+        options,
+        wasm,
+        choice,
+        pool,
+        tokenizer,
+        prompts,
+        device,
+        model,
+      });
+    } catch (error) {
+      for (const cleanup of cleanups.reverse()) cleanup();
+      throw error;
+    } finally {
+      await file?.close();
+    }
+  }
+
+  private constructor(parts: EngineParts) {
+    const { config, contextLength, tokenizer, model } = parts;
+    this.#parts = parts;
+    this.tokenizer = tokenizer;
+    this.model = model;
+    this.info = describe(parts);
+    this.#sequences = new SequenceStore(() => model.attention.createCache(), 2 * contextLength);
+    this.#plan = attentionPlans(config, contextLength, parts.options);
+  }
+
+  /** The events of one answer. Requests wait for each other, in order of arrival. */
+  async *generate(request: GenerateRequest, signal?: AbortSignal): AsyncGenerator<GenerateEvent, void> {
+    const startedAt = performance.now();
+    const promptIds = this.promptIds(request.prompt);
+    const ended = anySignal(signal, this.#life.signal);
+    const release = await this.#queue.enter(ended);
+    try {
+      const job = {
+        promptIds,
+        sampling: request.sampling,
+        stop: request.stop,
+        maxTokens: request.maxTokens,
+        topLogprobs: request.topLogprobs,
+        ignoreEnd: request.ignoreEnd ?? false,
+        startedAt,
+      };
+      yield* generate(this.#context(), job, new Checkpoint(ended));
+    } finally {
+      release();
+    }
+  }
+
+  /** Runs a prompt into the cache, so that an answer to what begins like it starts sooner. Yields its progress. */
+  async *prefill(prompt: Prompt, signal?: AbortSignal): AsyncGenerator<GenerateEvent, void> {
+    const promptIds = this.promptIds(prompt);
+    const ended = anySignal(signal, this.#life.signal);
+    const release = await this.#queue.enter(ended);
+    try {
+      yield* prefillOnly(this.#context(), promptIds, new Checkpoint(ended));
+    } finally {
+      release();
+    }
+  }
+
+  /** The ids that the model would continue. Throws `template-failed`, `disposed`. */
+  promptIds(prompt: Prompt): Uint32Array {
+    this.#life.signal.throwIfAborted();
+    return this.#parts.prompts.encode(prompt);
+  }
+
+  /** Bytes in use. */
+  memory(): MemoryReport {
+    const { wasm, device } = this.#parts;
+    const linear = device.ops.memory();
+    const attention = device.attention.memory();
+    return {
+      weights: linear.weights,
+      kv: attention.kv,
+      scratch: linear.scratch + attention.scratch,
+      wasmHeap: wasm.memory.buffer.byteLength,
+      gpu: device.gpuBytes(),
+    };
+  }
+
+  /** Frees the model once the answer in progress has ended, which it does with `disposed`. Idempotent. */
+  async dispose(): Promise<void> {
+    if (this.#life.signal.aborted) return;
+    const disposed = new InlayError("disposed", "the model was disposed");
+    this.#life.abort(disposed);
+    await this.#queue.close(disposed);
+    this.#sequences.clear();
+    const { device, tokenizer, pool } = this.#parts;
+    device.dispose();
+    tokenizer.dispose();
+    pool?.dispose();
+  }
+
+  #context(): GenerateContext {
+    const { contextLength, options, tokenizer, device } = this.#parts;
+    return {
+      model: this.model,
+      tokenizer,
+      sequences: this.#sequences,
+      plan: this.#plan,
+      contextLength,
+      prefillChunk: options.prefillChunk,
+      device: device.kind,
+      recover: async () => {
+        this.#sequences.clear();
+        await device.recover();
+      },
+    };
+  }
+}
+
+/** Everything a loaded engine is made of. */
+interface EngineParts {
+  readonly config: ModelConfig;
+  readonly contextLength: number;
+  readonly options: EngineOptions;
+  readonly wasm: WasmModule;
+  readonly choice: WasmChoice;
+  readonly pool: ThreadPool | undefined;
+  readonly tokenizer: Tokenizer;
+  readonly prompts: PromptEncoder;
+  readonly device: DevicePair;
+  readonly model: Transformer;
+}
+
+async function loadTransformer(
+  file: ModelFile,
+  inventory: TensorInventory,
+  config: ModelConfig,
+  device: DevicePair,
+  progress: ProgressReporter,
+): Promise<Transformer> {
+  let total = 0;
+  for (const tensor of inventory.used.values()) total += tensor.byteLength;
+  progress.update("weights", 0, total);
+  const { ops, attention } = device;
+  const { weights, ropeFactors } = await loadWeights(file, inventory, config, ops, (loaded) =>
+    progress.update("weights", loaded, total),
+  );
+  return { config, weights, rope: ropeSpec(config.rope, ropeFactors), ops, attention };
+}
+
+/** Tokens that a sparse method always reads: the first page, and the neighbourhood of the block. */
+const SINKS = 32;
+const LOCAL = 128;
+
+function attentionPlans(
+  config: ModelConfig,
+  contextLength: number,
+  { attention }: EngineOptions,
+): GenerateContext["plan"] {
+  const shape: AttentionShape = {
+    nLayers: config.nLayers,
+    nHeads: config.nHeads,
+    nKvHeads: config.nKvHeads,
+    headDim: config.headDim,
+    window: config.windows,
+  };
+  const everything: Budget = { tokens: Infinity, sinks: 0, local: 0, denseBelow: Infinity };
+  const dense: AttentionPlan = { policy: new DensePolicy(shape), budget: everything };
+  if (attention.prefill !== "window") return { prefill: dense, decode: dense };
+  const tokens = Math.max(SINKS + LOCAL, Math.ceil(attention.budget * contextLength));
+  const budget: Budget = { tokens, sinks: SINKS, local: LOCAL, denseBelow: 0 };
+  return { prefill: { policy: new WindowPolicy(shape), budget }, decode: dense };
+}
+
+function describe(parts: EngineParts): ModelInfo {
+  const { config, contextLength, choice, prompts, device } = parts;
+  const { architecture, name, fileType, nLayers, dModel, nHeads, nKvHeads, headDim, dFfn, vocabSize } =
+    config;
+  return {
+    architecture,
+    name,
+    fileType,
+    nLayers,
+    dModel,
+    nHeads,
+    nKvHeads,
+    headDim,
+    dFfn,
+    vocabSize,
+    trainedContextLength: config.contextLength,
+    contextLength,
+    hasChatTemplate: prompts.hasTemplate,
+    device: {
+      kind: device.kind,
+      wasm: choice.variant,
+      threads: choice.nThreads,
+      gpu: device.gpuName,
+      kvFormat: device.kvFormat,
+      reason: device.reason,
+    },
+  };
+}

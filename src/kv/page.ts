@@ -1,0 +1,39 @@
+/**
+ * The page: the unit of selection, quantization, GPU upload and storage.
+ *
+ * A page holds the keys and values of `PAGE_TOKENS` consecutive tokens of one layer and one KV head:
+ *
+ *     K  (headDim, PAGE_TOKENS)   transposed, so that q·k of 4 neighbouring tokens is one SIMD lane each,
+ *                                 and neighbouring GPU threads read neighbouring tokens
+ *     V  (PAGE_TOKENS, headDim)   rows
+ *
+ * Keys are stored after RoPE. Packed f16 pairs two values in a u32, low half first, along the fastest axis.
+ */
+
+/** Tokens in a page. 32, so that a mask of a page's tokens is one u32. */
+export const PAGE_TOKENS = 32;
+
+/** How the elements of a page are stored. The quantized formats (q8, q4, q2) are the page codec's. */
+export type PageFormat = "f32" | "f16";
+
+/** The shape that KV storage and attention kernels are made for. */
+export interface KvShape {
+  readonly nLayers: number;
+  readonly nHeads: number;
+  readonly nKvHeads: number;
+  readonly headDim: number;
+  readonly format: PageFormat;
+}
+
+/** Bytes of one element; pages have no headers in the unquantized formats. */
+const ELEMENT_BYTES: Readonly<Record<PageFormat, number>> = { f32: 4, f16: 2 };
+
+/** Bytes of K, or of V, in one page of one KV head. */
+export function pageBytes(format: PageFormat, headDim: number): number {
+  return PAGE_TOKENS * headDim * ELEMENT_BYTES[format];
+}
+
+/** Pages needed for `nTokens` tokens. */
+export function pageCount(nTokens: number): number {
+  return Math.ceil(nTokens / PAGE_TOKENS);
+}

@@ -1,0 +1,88 @@
+/**
+ * The forward pass: token ids in, logits out, keys and values into the cache.
+ *
+ *     embed ▸ [ norm ▸ q k v ▸ RoPE ▸ append ▸ ATTEND ▸ output ▸ norm ▸ gated FFN ] × nLayers ▸ norm ▸ logits
+ *
+ * One call takes a run of tokens of one sequence: a chunk of a prompt (prefill) or one token (decode).
+ */
+
+import type { Budget, QueryBlocks, SelectionPolicy } from "../attention/policy.ts";
+import type { AttentionOps, Ops, Tensor } from "../backend/backend.ts";
+import type { Checkpoint } from "../engine/yielding.ts";
+import type { PagedCache } from "../kv/paged-cache.ts";
+import type { ModelConfig } from "./config.ts";
+import { decoderLayer, type ForwardCall } from "./layer.ts";
+import { type RopeSpec, ropeTable } from "./rope.ts";
+import type { ModelWeights } from "./weights.ts";
+
+/** A model ready to run on one device. */
+export interface Transformer {
+  readonly config: ModelConfig;
+  readonly weights: ModelWeights;
+  readonly rope: RopeSpec;
+  readonly ops: Ops;
+  readonly attention: AttentionOps;
+}
+
+/** Which positions' logits are wanted: none while a prompt is not yet complete, all for perplexity. */
+export type WantedLogits = "none" | "last" | "all";
+
+/** How a call reads the cache. */
+export interface AttentionPlan {
+  readonly policy: SelectionPolicy;
+  readonly budget: Budget;
+}
+
+/** Queries of a block in prefill: as many as a page has tokens. */
+const PREFILL_BLOCK = 32;
+
+/**
+ * Runs `ids` at positions [cache.nTokens, + ids.length). On success the tokens are committed to the cache; on any
+ * failure or abort the cache is as before. Returns logits (1 or ids.length, vocabSize), or undefined for "none".
+ */
+export async function forward(
+  model: Transformer,
+  cache: PagedCache,
+  ids: Uint32Array,
+  plan: AttentionPlan,
+  wanted: WantedLogits,
+  checkpoint: Checkpoint,
+): Promise<Float32Array | undefined> {
+  const { config, weights, rope, ops, attention } = model;
+  const pos = cache.nTokens;
+  const blocks: QueryBlocks = {
+    qStart: pos,
+    qLen: ids.length,
+    blockSize: ids.length === 1 ? 1 : PREFILL_BLOCK,
+  };
+  try {
+    cache.reserve(ids.length);
+    using x = ops.embed(weights.tokenEmbedding, ids); // (nTokens, dModel)
+    using angles = ops.ropeAngles(ropeTable(rope, pos, ids.length));
+    const call: ForwardCall = { config, ops, attention, cache, angles, blocks };
+    for (const [layer, w] of weights.layers.entries()) {
+      const selections = plan.policy.select(layer, blocks, plan.budget);
+      await decoderLayer(call, w, layer, selections, x);
+      await checkpoint.pass();
+    }
+    const logits = wanted === "none" ? undefined : await readLogits(model, x, wanted);
+    cache.commit(ids.length);
+    return logits;
+  } catch (error) {
+    cache.truncate(pos);
+    throw error;
+  }
+}
+
+/** Final norm and output matrix, for the last token or for all. */
+async function readLogits(model: Transformer, x: Tensor, wanted: "last" | "all"): Promise<Float32Array> {
+  const { config, weights, ops } = model;
+  using rows = wanted === "last" && x.nTokens > 1 ? ops.row(x, x.nTokens - 1) : undefined;
+  using normed = ops.rmsNorm(rows ?? x, weights.outputNorm, config.rmsEps);
+  const [logits] = ops.linear(normed, [{ weight: weights.output }]);
+  try {
+    return await ops.read(logits!);
+  } finally {
+    logits![Symbol.dispose]();
+  }
+}

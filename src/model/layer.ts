@@ -1,0 +1,71 @@
+/** One decoder layer: attention and feed-forward, each behind an RMSNorm and added to the residual stream. */
+
+import type { QueryBlocks, Selection } from "../attention/policy.ts";
+import type { AttentionOps, Ops, RopeAngles, Tensor } from "../backend/backend.ts";
+import type { PagedCache } from "../kv/paged-cache.ts";
+import type { ModelConfig } from "./config.ts";
+import type { LayerWeights } from "./weights.ts";
+
+/** What stays the same for all layers of one forward call. */
+export interface ForwardCall {
+  readonly config: ModelConfig;
+  readonly ops: Ops;
+  readonly attention: AttentionOps;
+  readonly cache: PagedCache;
+  readonly angles: RopeAngles;
+  readonly blocks: QueryBlocks;
+}
+
+/** Updates the residual stream `x` (nTokens, dModel) in place. */
+export async function decoderLayer(
+  call: ForwardCall,
+  w: LayerWeights,
+  layer: number,
+  selections: readonly Selection[],
+  x: Tensor,
+): Promise<void> {
+  const { config, ops } = call;
+  {
+    using normed = ops.rmsNorm(x, w.attnNorm, config.rmsEps); // (nTokens, dModel)
+    using attended = await selfAttention(call, w, layer, selections, normed); // (nTokens, nHeads * headDim)
+    ops.linearAdd(attended, { weight: w.attnOutput }, x);
+  }
+  using normed = ops.rmsNorm(x, w.ffnNorm, config.rmsEps); // (nTokens, dModel)
+  using gated = ops.gatedLinear(normed, w.ffnGate, w.ffnUp, "silu"); // (nTokens, dFfn)
+  ops.linearAdd(gated, { weight: w.ffnDown }, x);
+}
+
+/** q, k, v of every token, rotated; k and v join the cache; returns the attended heads (nTokens, nHeads * headDim). */
+async function selfAttention(
+  call: ForwardCall,
+  w: LayerWeights,
+  layer: number,
+  selections: readonly Selection[],
+  x: Tensor,
+): Promise<Tensor> {
+  const { config, ops, attention, cache, angles, blocks } = call;
+  const [q, k, v] = ops.linear(x, [
+    { weight: w.q, bias: w.qBias },
+    { weight: w.k, bias: w.kBias },
+    { weight: w.v, bias: w.vBias },
+  ]);
+  try {
+    if (w.qNorm) ops.rmsNormHeadsInPlace(q!, w.qNorm, config.rmsEps);
+    if (w.kNorm) ops.rmsNormHeadsInPlace(k!, w.kNorm, config.rmsEps);
+    ops.ropeInPlace(q!, angles, config.headDim);
+    ops.ropeInPlace(k!, angles, config.headDim);
+    return await attention.attend({
+      layer,
+      q: q!,
+      k: k!,
+      v: v!,
+      cache,
+      blocks,
+      selections,
+      scale: config.attentionScale,
+      window: config.windows[layer],
+    });
+  } finally {
+    for (const tensor of [q, k, v]) tensor![Symbol.dispose]();
+  }
+}

@@ -1,0 +1,214 @@
+/** The `inlay` command: output, JSON, errors and exit statuses, as design section 5 promises. */
+
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, describe, test } from "node:test";
+import { fileURLToPath } from "node:url";
+import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
+import { sharedPath } from "../fixtures/shared.ts";
+
+const CLI = fileURLToPath(new URL("../../dist/cli.mjs", import.meta.url));
+const folder = mkdtempSync(join(tmpdir(), "inlay-cli-"));
+after(() => rmSync(folder, { recursive: true }));
+const MODEL = join(folder, "tiny.gguf");
+writeFileSync(MODEL, tinyGguf("tiny-llama", { type: "Q8_0", seed: 3 }));
+
+function inlay(...args: string[]): { status: number | null; stdout: string; stderr: string } {
+  return spawnSync(process.execPath, [CLI, ...args], { encoding: "utf8" });
+}
+
+/** The one JSON object on standard output. */
+function json(...args: string[]) {
+  const { status, stdout, stderr } = inlay(...args, "--json");
+  assert.equal(stdout.trim().split("\n").length, 1, stdout + stderr);
+  return { status, stderr, value: JSON.parse(stdout) };
+}
+
+const RUN = ["run", MODEL, "--device", "wasm", "--threads", "1", "--temperature", "0"];
+
+describe("run", () => {
+  test("--json has text, ids, finish reason, usage, timings and device", () => {
+    const { status, value } = json(...RUN, "--prompt", "Hello", "--max-tokens", "7");
+    assert.equal(status, 0);
+    assert.deepEqual(Object.keys(value).sort(), [
+      "device",
+      "finishReason",
+      "promptTokenIds",
+      "text",
+      "timings",
+      "tokenIds",
+      "usage",
+    ]);
+    assert.equal(value.tokenIds.length, value.usage.completion_tokens);
+    assert.equal(value.promptTokenIds.length, value.usage.prompt_tokens);
+    assert.equal(value.device.kind, "wasm");
+  });
+
+  test("text goes to standard output, and is the text of the JSON", () => {
+    const plain = inlay(...RUN, "--prompt", "Hello", "--max-tokens", "7");
+    const { value } = json(...RUN, "--prompt", "Hello", "--max-tokens", "7");
+    assert.equal(plain.stdout, `${value.text}\n`);
+    assert.equal(plain.status, 0);
+  });
+
+  test("--raw leaves the template out, --chat and the default use it", () => {
+    const ids = (...mode: string[]) =>
+      json(...RUN, "--prompt", "Hello", "--max-tokens", "1", ...mode).value.promptTokenIds;
+    const [raw, chat, neither] = [ids("--raw"), ids("--chat"), ids()];
+    assert.ok(raw.length < chat.length);
+    assert.deepEqual(neither, chat);
+    const { value } = json("tokenize", MODEL, "--text", "Hello");
+    assert.deepEqual(raw, value.ids);
+  });
+
+  test("--seed repeats a sampled answer", () => {
+    const text = (seed: string) =>
+      json(
+        "run",
+        MODEL,
+        "--device",
+        "wasm",
+        "--threads",
+        "1",
+        "--prompt",
+        "Hi",
+        "--temperature",
+        "2",
+        "--top-k",
+        "0",
+        "--max-tokens",
+        "12",
+        "--seed",
+        seed,
+      ).value.text;
+    assert.equal(text("5"), text("5"));
+    assert.notEqual(text("5"), text("6"));
+  });
+});
+
+describe("errors", () => {
+  const cases: [string, string[], number, RegExp][] = [
+    ["no command", [], 2, /usage/],
+    ["an unknown command", ["walk"], 2, /unknown command walk/],
+    ["a missing model", ["run", "--prompt", "x"], 2, /expected MODEL/],
+    ["a missing prompt", ["run", MODEL], 2, /--prompt is missing/],
+    ["an unknown option", ["run", MODEL, "--promt", "x"], 2, /--promt/],
+    [
+      "a number that is none",
+      ["run", MODEL, "--prompt", "x", "--max-tokens", "many"],
+      2,
+      /--max-tokens is "many"/,
+    ],
+    ["contradicting modes", ["run", MODEL, "--prompt", "x", "--raw", "--chat"], 2, /exclude each other/],
+    [
+      "a file that is not there",
+      ["run", join(folder, "no.gguf"), "--prompt", "x"],
+      1,
+      /no file .*no\.gguf.*source-failed/,
+    ],
+    [
+      "a device that does not exist",
+      ["run", MODEL, "--prompt", "x", "--device", "npu"],
+      1,
+      /"npu".*"hybrid"/,
+    ],
+    [
+      "a policy of a later version",
+      ["run", MODEL, "--prompt", "x", "--attention", "dhsa"],
+      1,
+      /dhsa.*not supported in this version/,
+    ],
+    [
+      "a temperature out of range",
+      ["run", MODEL, "--prompt", "x", "--temperature", "9"],
+      1,
+      /temperature is 9/,
+    ],
+    ["ids outside the vocabulary", ["detokenize", MODEL, "--ids", "1,9999"], 1, /9999/],
+    ["ids that are none", ["detokenize", MODEL, "--ids", "1,x"], 2, /--ids/],
+    [
+      "text and file at once",
+      ["tokenize", MODEL, "--text", "x", "--file", "y"],
+      2,
+      /either --text or --file/,
+    ],
+  ];
+  for (const [name, args, status, message] of cases)
+    test(name, () => {
+      const result = inlay(...args);
+      assert.equal(result.status, status, result.stderr);
+      assert.match(result.stderr + (args.length === 0 ? result.stdout : ""), message);
+    });
+
+  test("--json prints { error: { code, message, details } }", () => {
+    const { status, value } = json("run", join(folder, "no.gguf"), "--prompt", "x");
+    assert.equal(status, 1);
+    assert.equal(value.error.code, "source-failed");
+    assert.match(value.error.message, /no\.gguf/);
+    assert.equal(typeof value.error.details, "object");
+  });
+});
+
+describe("tokenize and detokenize", () => {
+  test("are each other's inverse", () => {
+    const text = "The year 2026 — naïve?\n  yes";
+    const { value } = json("tokenize", MODEL, "--text", text, "--no-special");
+    assert.equal(json("detokenize", MODEL, "--ids", value.ids.join(",")).value.text, text);
+  });
+
+  for (const name of ["llama-bpe", "qwen2", "gpt-2", "llama-spm", "phi-3"])
+    test(`${name}: every row of llama.cpp's vectors, in one file and one by one`, (t) => {
+      const vocabulary = sharedPath("data/tokenizers", `ggml-vocab-${name}.gguf`);
+      if (vocabulary === undefined) return t.skip("../shared is not on this machine");
+      const inputs = readFileSync(`${vocabulary}.inp`, "utf8").split("\n__ggml_vocab_test__\n");
+      const outputs = readFileSync(`${vocabulary}.out`, "utf8").trimEnd().split("\n");
+      assert.equal(inputs.length, outputs.length);
+      // All rows go through the library in tokenizer-vectors.test.ts; here a few of them through the command.
+      for (const i of [3, 17, 31, 40, inputs.length - 1]) {
+        const file = join(folder, "input.txt");
+        writeFileSync(file, inputs[i]!);
+        const { value } = json("tokenize", vocabulary, "--file", file, "--no-special");
+        const expected = outputs[i]!.trim() === "" ? [] : outputs[i]!.trim().split(" ").map(Number);
+        assert.deepEqual(value.ids, expected, JSON.stringify(inputs[i]));
+      }
+    });
+});
+
+test("inspect tells metadata, tensors by type and the memory plan", () => {
+  const { value } = json("inspect", MODEL);
+  assert.equal(value.config.architecture, "llama");
+  assert.equal(value.metadata["llama.block_count"], 2);
+  assert.ok(value.tensors.byType.Q8_0.tensors > 10);
+  const [plan] = value.memoryPlan;
+  assert.equal(plan.contextLength, 512);
+  assert.equal(plan.kvF32, 512 * 2 * 2 * 2 * 16 * 4);
+  assert.equal(plan.kvF16 * 2, plan.kvF32);
+  const { stdout, status } = inlay("inspect", MODEL);
+  assert.equal(status, 0);
+  assert.match(stdout, /llama, 2 layers, width 64, 4 heads \(2 KV\) of 16/);
+});
+
+test("bench prints rates for every length asked for", () => {
+  const { value } = json(
+    "bench",
+    MODEL,
+    "--prompt-tokens",
+    "16,64",
+    "--contexts",
+    "0,32",
+    "--decode-tokens",
+    "8",
+    "--runs",
+    "1",
+    "--device",
+    "wasm",
+  );
+  assert.deepEqual(
+    value.rows.map(({ phase, tokens }: { phase: string; tokens: number }) => `${phase} ${tokens}`),
+    ["prefill 16", "prefill 64", "decode 0", "decode 32"],
+  );
+  for (const { median } of value.rows) assert.ok(median > 0);
+});

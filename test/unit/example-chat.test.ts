@@ -1,0 +1,175 @@
+// The chat example as `npm run demo` serves it, in Chromium, by keyboard only: the sample model, an answer, a stop, an
+// error; that focus is seen and never lost, that colours have contrast, and that nothing breaks the page's security
+// policy. What needs no real keys is in test/browser/example-chat.both.test.ts, for all browsers.
+
+import assert from "node:assert/strict";
+import { after, before, describe, test } from "node:test";
+import { puppeteerCore } from "@web/test-runner-chrome";
+import { sampleModel } from "../../tools/demo/sample.mjs";
+import { startServer } from "../../tools/demo/server.mjs";
+import { findBrowsers } from "../../tools/setup/browsers.mjs";
+
+type Page = puppeteerCore.Page;
+
+const { chromium } = findBrowsers();
+const skip = chromium === undefined && "there is no Chromium here";
+
+/** Sizes and colours in which everything has to work. */
+const LOOKS = [
+  { width: 360, height: 640, scheme: "light" },
+  { width: 1280, height: 800, scheme: "dark" },
+] as const;
+
+const TIMEOUT_MS = 60_000;
+
+describe("the chat example by keyboard", { skip }, () => {
+  let server: Awaited<ReturnType<typeof startServer>>;
+  let browser: puppeteerCore.Browser;
+
+  before(async () => {
+    server = await startServer(sampleModel(), 18_180);
+    browser = await puppeteerCore.launch({
+      executablePath: chromium!,
+      // Containers have little shared memory, and often no sandbox.
+      args: ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run"],
+    });
+  });
+
+  after(async () => {
+    await browser?.close();
+    await server?.close();
+  });
+
+  for (const { width, height, scheme } of LOOKS)
+    test(`${width} px, ${scheme}`, { timeout: 3 * TIMEOUT_MS }, async () => {
+      const page = await browser.newPage();
+      const complaints: string[] = [];
+      page.on("console", (message) => message.type() === "error" && complaints.push(message.text()));
+      page.on("pageerror", (error) => complaints.push(String(error)));
+      // tsx marks functions with a helper that the page has not.
+      await page.evaluateOnNewDocument("globalThis.__name = (f) => f");
+      await page.setViewport({ width, height });
+      await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
+      await page.goto(`${server.url}/examples/chat/`);
+      await page.waitForSelector("#take-sample", { visible: true, timeout: TIMEOUT_MS });
+      assert.ok(await page.evaluate(() => crossOriginIsolated));
+
+      const isWide = width > 1000;
+      await checkOrder(page, ["settings", "facts", "files", "address", "", "take-sample"]);
+      await checkLooks(page, "choosing");
+
+      // The sample, which is ready to be continued at once.
+      await page.keyboard.press("Enter");
+      await waitForFocus(page, "message");
+      await page.keyboard.press("Enter");
+      await waitForWords(page, 20);
+      await page.keyboard.press("Escape");
+      await page.waitForSelector("#send", { visible: true, timeout: TIMEOUT_MS });
+      await waitForFocus(page, "message");
+      const told = await textOf(page, "#log");
+      assert.ok(told.startsWith("Once upon a time"), told);
+
+      await page.keyboard.type("One");
+      await page.keyboard.down("Shift");
+      await page.keyboard.press("Enter");
+      await page.keyboard.up("Shift");
+      await page.keyboard.type("two");
+      assert.equal(await page.$eval("#message", (e) => (e as HTMLTextAreaElement).value), "One\ntwo");
+      await checkLooks(page, "talking");
+
+      // A mistake in the settings, which are reached backwards, and back.
+      await page.focus("#settings summary");
+      await page.keyboard.press("Enter");
+      await page.keyboard.press("Tab");
+      await waitForFocus(page, "temperature");
+      await page.keyboard.type("9");
+      await checkLooks(page, "settings open");
+      await page.focus("#message");
+      await page.keyboard.press("Enter");
+      await page.waitForSelector("#error button", { timeout: TIMEOUT_MS });
+      assert.match(await textOf(page, "#error"), /temperature is 9.*invalid-option/s);
+      assert.equal(await page.$eval("#message", (e) => (e as HTMLTextAreaElement).value), "One\ntwo");
+      await checkLooks(page, "an error");
+      await page.focus("#error button");
+      await page.keyboard.press("Enter");
+      assert.equal(await textOf(page, "#error"), "");
+
+      if (isWide) assert.match(await textOf(page, "#fact-list"), /\d+ of \d+ tokens/);
+      assert.deepEqual(complaints, []);
+      await page.close();
+    });
+});
+
+function textOf(page: Page, selector: string): Promise<string> {
+  return page.$eval(selector, (e) => e.textContent?.trim() ?? "");
+}
+
+async function waitForFocus(page: Page, id: string): Promise<void> {
+  await page.waitForFunction((wanted) => document.activeElement?.id === wanted, { timeout: TIMEOUT_MS }, id);
+}
+
+async function waitForWords(page: Page, nChars: number): Promise<void> {
+  const isThere = (n: number) => (document.querySelector("#log .models")?.textContent ?? "").length >= n;
+  await page.waitForFunction(isThere, { timeout: TIMEOUT_MS, polling: 10 }, nChars);
+}
+
+/** Tab visits exactly these, in this order: by id, or by that of the fold-out around them. */
+async function checkOrder(page: Page, ids: readonly string[]): Promise<void> {
+  const visited: string[] = [];
+  for (let i = 0; i < ids.length; i++) {
+    await page.keyboard.press("Tab");
+    visited.push(
+      await page.evaluate(() => {
+        const { activeElement } = document;
+        return activeElement?.id || activeElement?.closest("details")?.id || "";
+      }),
+    );
+    assert.ok(await isFocusSeen(page), `the focus on ${visited.at(-1)} is seen`);
+  }
+  assert.deepEqual(visited, ids);
+}
+
+/** Whether the focused element, or the label that stands for it, has an outline and is on the screen. */
+function isFocusSeen(page: Page): Promise<boolean> {
+  return page.evaluate(() => {
+    const focused = document.activeElement;
+    if (!(focused instanceof HTMLElement)) return false;
+    const shown = focused.id === "files" ? document.querySelector("label[for=files]")! : focused;
+    const { outlineStyle, outlineWidth } = getComputedStyle(shown);
+    const { top, bottom } = shown.getBoundingClientRect();
+    return outlineStyle === "solid" && outlineWidth === "3px" && bottom > 0 && top < innerHeight;
+  });
+}
+
+/** Nothing sticks out at the side, and every visible text has a contrast of at least 4.5 (WCAG 2.2, 1.4.3). */
+async function checkLooks(page: Page, state: string): Promise<void> {
+  const { overflow, faint } = await page.evaluate(() => {
+    const channels = (color: string) => (color.match(/[\d.]+/g) ?? []).map(Number);
+    const luminance = (color: string) => {
+      const [r, g, b] = channels(color).map((c) => {
+        const share = c / 255;
+        return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+      });
+      return 0.2126 * r! + 0.7152 * g! + 0.0722 * b!;
+    };
+    const backgroundOf = (element: Element): string => {
+      const { backgroundColor } = getComputedStyle(element);
+      const isClear = channels(backgroundColor)[3] === 0;
+      return isClear && element.parentElement ? backgroundOf(element.parentElement) : backgroundColor;
+    };
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    const found: string[] = [];
+    while (texts.nextNode()) {
+      const text = texts.currentNode.textContent?.trim() ?? "";
+      const parent = texts.currentNode.parentElement!;
+      if (text === "" || !parent.checkVisibility()) continue;
+      const lights = [luminance(getComputedStyle(parent).color), luminance(backgroundOf(parent))];
+      const contrast = (Math.max(...lights) + 0.05) / (Math.min(...lights) + 0.05);
+      if (contrast < 4.5) found.push(`${contrast.toFixed(1)}: ${text}`);
+    }
+    const { scrollWidth, clientWidth } = document.documentElement;
+    return { overflow: scrollWidth - clientWidth, faint: found };
+  });
+  assert.equal(overflow, 0, `${state}: sticks out at the side`);
+  assert.deepEqual(faint, [], `${state}: too little contrast`);
+}

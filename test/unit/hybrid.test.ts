@@ -1,0 +1,121 @@
+/** Attention on a real WebGPU adapter under the engine: the same answers, visible device, recovery from a lost GPU. */
+
+import assert from "node:assert/strict";
+import { after, describe, test } from "node:test";
+import { InlayError } from "../../src/errors.ts";
+import { collect, greedy, loadEngine, TEST_HOST } from "../fixtures/engine.ts";
+import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
+import { nodeGpu } from "../fixtures/node-gpu.ts";
+
+const found = await nodeGpu();
+const { skip } = found;
+
+const BYTES = tinyGguf("tiny-llama", { type: "F32", seed: 6 });
+const PROMPT = Array.from({ length: 70 }, (_, i) => 30 + ((i * 53) % 250));
+
+/** A GPU that tells of the devices it makes, so that a test can destroy them; adapters may be taken away. */
+function spiedGpu(gpu: GPU) {
+  const devices: GPUDevice[] = [];
+  const state = { hasAdapter: true };
+  const spied = new Proxy(gpu, {
+    get(target, name) {
+      if (name !== "requestAdapter") return Reflect.get(target, name, target);
+      return async (options?: GPURequestAdapterOptions) => {
+        const adapter = state.hasAdapter ? await target.requestAdapter(options) : null;
+        if (!adapter) return null;
+        const requestDevice = adapter.requestDevice.bind(adapter);
+        adapter.requestDevice = async (descriptor) => {
+          const device = await requestDevice(descriptor);
+          devices.push(device);
+          return device;
+        };
+        return adapter;
+      };
+    },
+  });
+  return { gpu: spied, devices, state };
+}
+
+describe("device hybrid", { skip }, () => {
+  if (found.skip !== false) return;
+  const { gpu } = found;
+  const host = { ...TEST_HOST, gpu: async () => gpu };
+  const wasmAnswer = (async () => {
+    const engine = await loadEngine(BYTES);
+    const { ids } = await collect(engine.generate(greedy(PROMPT, 40)));
+    await engine.dispose();
+    return ids;
+  })();
+  after(() => wasmAnswer);
+
+  test("answers as WASM does, in f32 and f16 pages, and says what ran where", async () => {
+    for (const format of ["f32", "f16"] as const) {
+      const engine = await loadEngine(BYTES, { device: "hybrid", kvCache: { format } }, host);
+      const { ids, end } = await collect(engine.generate(greedy(PROMPT, 40)));
+      assert.deepEqual(ids, await wasmAnswer, format);
+      assert.equal(end.usage.device, "hybrid");
+      const { kind, gpu: name, kvFormat } = engine.info.device;
+      assert.deepEqual({ kind, kvFormat }, { kind: "hybrid", kvFormat: format });
+      assert.ok(name!.length > 0);
+      assert.ok(engine.memory().gpu > 0);
+      await engine.dispose();
+    }
+  });
+
+  test("a device lost while answering is opened again, and the answer goes on", async () => {
+    const spy = spiedGpu(gpu);
+    const engine = await loadEngine(BYTES, { device: "hybrid" }, { ...host, gpu: async () => spy.gpu });
+    const ids: number[] = [];
+    let nLost = 0;
+    for await (const event of engine.generate(greedy(PROMPT, 40))) {
+      if (event.kind !== "text") continue;
+      ids.push(...event.tokenIds);
+      if (ids.length === 7 || ids.length === 20) {
+        spy.devices.at(-1)!.destroy();
+        nLost++;
+      }
+    }
+    assert.equal(nLost, 2);
+    assert.equal(spy.devices.length, 3);
+    assert.deepEqual(ids, await wasmAnswer);
+    await engine.dispose();
+  });
+
+  test("a device that does not come back is device-lost", async () => {
+    const spy = spiedGpu(gpu);
+    const engine = await loadEngine(BYTES, { device: "hybrid" }, { ...host, gpu: async () => spy.gpu });
+    const run = (async () => {
+      for await (const event of engine.generate(greedy(PROMPT, 40)))
+        if (event.kind === "text") {
+          spy.state.hasAdapter = false;
+          spy.devices.at(-1)!.destroy();
+        }
+    })();
+    await assert.rejects(run, (error) => {
+      assert.ok(error instanceof InlayError, String(error));
+      assert.equal(error.code, "device-lost");
+      return true;
+    });
+    await engine.dispose();
+  });
+
+  test("auto does not take a software adapter, and says so", async () => {
+    const engine = await loadEngine(BYTES, { device: "auto" }, host);
+    assert.equal(engine.info.device.kind, "wasm");
+    assert.match(engine.info.device.reason, /software/);
+    await engine.dispose();
+  });
+});
+
+test("hybrid without a GPU is device-unavailable, auto is WASM with the reason", async () => {
+  const host = { ...TEST_HOST, gpu: async () => undefined };
+  await assert.rejects(loadEngine(BYTES, { device: "hybrid" }, host), (error) => {
+    assert.ok(error instanceof InlayError);
+    assert.equal(error.code, "device-unavailable");
+    return true;
+  });
+  const engine = await loadEngine(BYTES, { device: "auto" }, host);
+  assert.equal(engine.info.device.kind, "wasm");
+  assert.match(engine.info.device.reason, /webgpu/);
+  await engine.dispose();
+});
