@@ -1,0 +1,5 @@
+/** Types of sample.mjs, for the tests. */
+
+import type { Sample } from "./server.d.mts";
+
+export function sampleModel(): Sample;

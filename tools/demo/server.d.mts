@@ -1,0 +1,14 @@
+/** Types of server.mjs, for the tests. */
+
+/** The model that is served as /sample/model.gguf, and what /sample/sample.json tells about it. */
+export interface Sample {
+  path: string;
+  name: string;
+  about: string;
+  opening: string;
+}
+
+export function startServer(
+  sample: Sample,
+  firstPort: number,
+): Promise<{ url: string; close(): Promise<void> }>;
