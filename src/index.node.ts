@@ -30,6 +30,13 @@ export type {
 export { type ErrorCode, type ErrorDetails, InlayError } from "./errors.ts";
 export type { FinishReason, GenerateEvent, GenerateUsage } from "./generate/events.ts";
 export type { HubFile, ModelInput } from "./gguf/source.ts";
-export type { DeviceOption, KvFormat, LoadOptions, LoadProgress, PrefillAttention } from "./options.ts";
+export type {
+  DecodeAttention,
+  DeviceOption,
+  KvFormat,
+  LoadOptions,
+  LoadProgress,
+  PrefillAttention,
+} from "./options.ts";
 export type { DeviceInfo, MemoryReport, ModelInfo } from "./rpc/engine-api.ts";
 export type { DecodeOptions, EncodeOptions } from "./tokenizer/tokenizer.ts";

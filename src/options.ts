@@ -1,5 +1,6 @@
 /** Every option's default and bounds, and the door where load options become complete. */
 
+import { DECODE_POLICIES, PREFILL_POLICIES } from "./attention/names.ts";
 import { InlayError } from "./errors.ts";
 import type { SamplingParams } from "./generate/sampling-params.ts";
 import {
@@ -15,17 +16,24 @@ import {
 
 /** Where the model runs. "auto" measures; "hybrid" is matrices in WASM and attention on the GPU. */
 export type DeviceOption = (typeof DEVICES)[number];
-/** How a prompt is attended to. "auto" lets Inlay choose; "dense" is exact; "window" reads sinks and the last tokens. */
-export type PrefillAttention = (typeof PREFILL_ATTENTION)[number];
+/**
+ * How a prompt is attended to. "auto" is dense for short prompts and "dhsa" beyond; "dense" is exact; "window" reads the
+ * first and the last tokens; "dhsa" the chunks of the text that matter to each block of queries; "vertical-slash" and
+ * "sample" what the newest queries attend to.
+ */
+export type PrefillAttention = "auto" | (typeof PREFILL_POLICIES)[number];
+/** How an answer attends to what is before it. "auto" is "dense" in this version. */
+export type DecodeAttention = "auto" | (typeof DECODE_POLICIES)[number];
 /** How keys and values are stored. "auto" is what is fastest on the device. */
 export type KvFormat = (typeof KV_FORMATS)[number];
 
 const DEVICES = ["auto", "wasm", "hybrid", "webgpu"] as const;
-const PREFILL_ATTENTION = ["auto", "dense", "window"] as const;
+const PREFILL_ATTENTION = ["auto", ...PREFILL_POLICIES] as const;
+const DECODE_ATTENTION = ["auto", ...DECODE_POLICIES] as const;
 const KV_FORMATS = ["auto", "f32", "f16"] as const;
 
 /** Names that the design has and this version has not: refused with the list of what there is. */
-const LATER_PREFILL_ATTENTION: readonly string[] = ["dhsa", "vertical-slash", "squeezed"];
+const LATER_ATTENTION: readonly string[] = ["squeezed"];
 const LATER_KV_FORMATS: readonly string[] = ["q8", "q4", "q2"];
 
 /** How far loading has come. Monotonic, about every 100 ms. */
@@ -52,7 +60,9 @@ export interface LoadOptions {
   attention?: {
     /** @default "auto" */
     prefill?: PrefillAttention | undefined;
-    /** Share of the keys that a sparse method reads. 0 < budget <= 1. @default 0.25 */
+    /** @default "auto" */
+    decode?: DecodeAttention | undefined;
+    /** Share of the keys before a query that a sparse method reads; 1 is dense. 0 < budget <= 1. @default 0.25 */
     budget?: number | undefined;
   };
   kvCache?: {
@@ -86,7 +96,11 @@ export interface ResolvedLoadOptions {
   /** "auto" becomes a number once the model's header is read; see `resolveContextLength`. */
   readonly contextLength: number | "auto";
   readonly device: DeviceOption;
-  readonly attention: { readonly prefill: PrefillAttention; readonly budget: number };
+  readonly attention: {
+    readonly prefill: PrefillAttention;
+    readonly decode: DecodeAttention;
+    readonly budget: number;
+  };
   readonly kvCache: { readonly format: KvFormat };
   readonly threads: number | "auto";
   /** Absolute or relative URLs; null = beside the module. */
@@ -108,6 +122,7 @@ const LOAD_DEFAULTS = {
   contextLength: "auto",
   device: "auto",
   prefill: "auto",
+  decode: "auto",
   budget: 0.25,
   format: "auto",
   threads: "auto",
@@ -167,7 +182,7 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
     "prefillChunk",
     "chatTemplate",
   ]);
-  const attention = section(given, "attention", ["prefill", "budget"]);
+  const attention = section(given, "attention", ["prefill", "decode", "budget"]);
   const kvCache = section(given, "kvCache", ["format"]);
   const assets = section(given, "assets", ["wasm", "worker"]);
   return {
@@ -178,7 +193,13 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
         "attention.prefill",
         attention.prefill ?? LOAD_DEFAULTS.prefill,
         PREFILL_ATTENTION,
-        LATER_PREFILL_ATTENTION,
+        LATER_ATTENTION,
+      ),
+      decode: implemented(
+        "attention.decode",
+        attention.decode ?? LOAD_DEFAULTS.decode,
+        DECODE_ATTENTION,
+        LATER_ATTENTION,
       ),
       budget: checkNumber("attention.budget", attention.budget ?? LOAD_DEFAULTS.budget, LOAD_BOUNDS.budget),
     },

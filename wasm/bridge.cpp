@@ -8,6 +8,7 @@
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/matmul.h"
+#include "kernels/pool.h"
 #include "kernels/weights.h"
 
 // ---- weights ----------------------------------------------------------------------------------------------
@@ -87,3 +88,16 @@ void kv_append_rows(const AttendCall* call, const float* k, const float* v) {
 }
 
 INLAY_EXPORT(attend_pages) int attend_pages(const AttendCall* call) { return attend(*call); }
+
+// ---- what selection policies see --------------------------------------------------------------------------
+
+INLAY_EXPORT(pool_run_rows)
+void pool_run_rows(const float* x, int n_heads, int head_dim, int group, const uint32_t* ends, int n_runs, float* out) {
+  pool_runs(x, n_heads, head_dim, group, ends, n_runs, out);
+}
+
+INLAY_EXPORT(sample_page_masses)
+int sample_page_masses(const AttendCall* call, const uint32_t* rows, int n_rows, int n_pages, float* columns,
+                       float* diagonals) {
+  return sample_masses(*call, rows, n_rows, n_pages, columns, diagonals);
+}

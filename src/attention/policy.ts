@@ -3,12 +3,12 @@
  *
  * Every attention method of Inlay (dense, window, DHSA, Squeezed, ...) is a `SelectionPolicy`. It returns
  * page lists; the arithmetic afterwards is always exact softmax attention over exactly those keys, done by
- * one kernel per backend. A policy knows shapes and positions, never devices.
+ * one kernel per backend. A policy knows shapes, positions and pooled numbers, never devices.
  *
  * A selection is a set: a page listed twice would double its softmax weight and is a bug.
  */
 
-import { PAGE_TOKENS } from "../kv/page.ts";
+import type { KeyFeatures } from "./key-features.ts";
 
 /** Shape facts a policy may need. */
 export interface AttentionShape {
@@ -26,12 +26,16 @@ export interface QueryBlocks {
   readonly qLen: number;
   /** Queries per block; the last block may be shorter. 1 in decode. */
   readonly blockSize: number;
+  /** Blocks with a query at or after this position read everything: the end of the prompt, where the question is. @default none */
+  readonly denseFrom?: number | undefined;
 }
 
-/** How much a query block may read. */
+/** How much a query block may read. Keys that the block cannot miss (sinks, local, its own) are counted in. */
 export interface Budget {
-  /** Keys per query block and KV head. */
+  /** Keys per query block and KV head, at least. */
   readonly tokens: number;
+  /** Share of the keys at or before the block, if that is more than `tokens`. 0 <= fraction <= 1. @default 0 */
+  readonly fraction?: number | undefined;
   /** The first `sinks` tokens are always read. */
   readonly sinks: number;
   /** The last `local` tokens before a block are always read. */
@@ -61,14 +65,44 @@ export interface Selection {
   readonly segment: Segment;
 }
 
+/** What a policy looks at, so that nothing is computed for those that look at nothing. */
+export interface PolicyNeeds {
+  /** Pooled queries and keys, the keys in runs of `granule` tokens (a divisor of PAGE_TOKENS). */
+  readonly pooled?: { readonly granule: number; readonly boundaryLayer?: number | undefined };
+  /** Exact attention of sampled rows. Only where keys are in WASM memory. */
+  readonly sampleRows?: ((blocks: QueryBlocks) => Uint32Array) | undefined;
+}
+
+/** What a policy sees of one layer in one call: plain numbers, f32, made by the backend. */
+export interface LayerView {
+  /**
+   * Queries after RoPE, summed over each block's tokens and each KV head's query heads: (nBlocks, nKvHeads, headDim).
+   */
+  readonly querySums?: Float32Array | undefined;
+  /** Keys of the sequence up to this call's last token, pooled. */
+  readonly keys?: KeyFeatures | undefined;
+  readonly masses?: SampledMasses | undefined;
+}
+
+/** Attention probabilities of sampled query rows, summed over rows and the query heads of each KV head. */
+export interface SampledMasses {
+  readonly nPages: number;
+  /** (nKvHeads, nPages): mass on page p. */
+  readonly columns: Float32Array;
+  /** (nKvHeads, nPages): mass on the page d pages before the row's own. */
+  readonly diagonals: Float32Array;
+}
+
 /** Chooses, per layer and query block, what is read. Deterministic: ties go to the lower token index. */
 export interface SelectionPolicy {
   readonly name: string;
   readonly phases: readonly ("prefill" | "decode")[];
-  /** true: looks at later queries of the chunk to choose keys (never at later values); see invariant I9. */
+  /** true: looks at later queries of the call to choose keys (never at later values); see invariant I9. */
   readonly lookahead: boolean;
-  /** One selection per segment. */
-  select(layer: number, blocks: QueryBlocks, budget: Budget): Selection[];
+  /** @default nothing */
+  readonly needs?: PolicyNeeds | undefined;
+  /** One selection per segment. `view` has what `needs` asks for. */
+  select(layer: number, blocks: QueryBlocks, budget: Budget, view?: LayerView): Selection[];
 }
 
 /** Number of query blocks. */
@@ -81,65 +115,8 @@ export function lastQuery(blocks: QueryBlocks, b: number): number {
   return blocks.qStart + Math.min((b + 1) * blocks.blockSize, blocks.qLen) - 1;
 }
 
-/**
- * Asserts the invariants of algorithms.md F.2 that hold for every policy on the causal tail: page ids strictly
- * increasing and in range, masks non-zero and inside the segment (I1), no page wholly after its block (I2), the
- * block's own pages and the local window present (I3), no page wholly before a sliding window (I5), no empty
- * row (I6). Throws a plain Error naming layer, row and page: it is for tests and debug builds.
- */
-export function assertSelection(
-  s: Selection,
-  shape: AttentionShape,
-  blocks: QueryBlocks,
-  budget: Budget,
-): void {
-  const fail = (what: string): never => {
-    throw new Error(`selection of layer ${s.layer}: ${what}`);
-  };
-  const nBlocks = blockCount(blocks);
-  const rows = (s.headShared ? 1 : s.nKvHeads) * nBlocks;
-  if (s.nBlocks !== nBlocks) fail(`nBlocks is ${s.nBlocks}, expected ${nBlocks}`);
-  if (s.rowPtr.length !== rows + 1 || s.rowPtr[0] !== 0)
-    fail(`rowPtr has ${s.rowPtr.length} entries for ${rows} rows`);
-  if (s.rowPtr[rows] !== s.page.length) fail(`rowPtr ends at ${s.rowPtr[rows]}, page has ${s.page.length}`);
-  if (s.mask && s.mask.length !== s.page.length)
-    fail(`mask has ${s.mask.length} entries for ${s.page.length} pages`);
-  if (s.segment !== "tail") return;
-
-  const nTokens = blocks.qStart + blocks.qLen;
-  const window = shape.window[s.layer];
-  for (let row = 0; row < rows; row++) {
-    const b = row % nBlocks;
-    const first = blocks.qStart + b * blocks.blockSize;
-    const last = lastQuery(blocks, b);
-    const from = s.rowPtr[row]!;
-    const to = s.rowPtr[row + 1]!;
-    if (to <= from) fail(`row ${row} is empty`);
-    const listed = new Map<number, number>();
-    for (let i = from; i < to; i++) {
-      const page = s.page[i]!;
-      const mask = s.mask ? s.mask[i]! >>> 0 : 0xffffffff;
-      if (i > from && page <= s.page[i - 1]!) fail(`row ${row}: page ${page} after page ${s.page[i - 1]}`);
-      if (page * PAGE_TOKENS >= nTokens) fail(`row ${row}: page ${page} lies past token ${nTokens}`);
-      if (page * PAGE_TOKENS > last)
-        fail(`row ${row}: page ${page} lies after the block's last query ${last}`);
-      if (mask === 0) fail(`row ${row}: page ${page} has an empty mask`);
-      if (s.mask && (page + 1) * PAGE_TOKENS > nTokens && mask >>> (nTokens - page * PAGE_TOKENS) !== 0)
-        fail(`row ${row}: mask of page ${page} has bits past token ${nTokens}`);
-      if (window !== undefined && (page + 1) * PAGE_TOKENS <= first - window + 1)
-        fail(`row ${row}: page ${page} lies before the sliding window of ${window}`);
-      listed.set(page, mask);
-    }
-    let mustFrom = Math.max(0, first - budget.local);
-    if (window !== undefined) mustFrom = Math.max(mustFrom, first - window + 1);
-    for (let t = mustFrom; t <= last; t++) {
-      const mask = listed.get(Math.floor(t / PAGE_TOKENS)) ?? 0;
-      if (((mask >>> (t % PAGE_TOKENS)) & 1) === 0) fail(`row ${row}: local token ${t} is missing`);
-    }
-    for (let t = 0; t < Math.min(budget.sinks, last + 1); t++) {
-      if (window !== undefined && t <= first - window) continue;
-      const mask = listed.get(Math.floor(t / PAGE_TOKENS)) ?? 0;
-      if (((mask >>> (t % PAGE_TOKENS)) & 1) === 0) fail(`row ${row}: sink token ${t} is missing`);
-    }
-  }
+/** Keys that block `b` may read out of `visible`; all of them where the budget says dense. */
+export function keysToRead(budget: Budget, blocks: QueryBlocks, b: number, visible: number): number {
+  if (visible <= budget.denseBelow || lastQuery(blocks, b) >= (blocks.denseFrom ?? Infinity)) return visible;
+  return Math.min(visible, Math.max(budget.tokens, Math.ceil((budget.fraction ?? 0) * visible)));
 }

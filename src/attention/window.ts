@@ -5,13 +5,14 @@ import {
   type AttentionShape,
   type Budget,
   blockCount,
+  keysToRead,
   lastQuery,
   type QueryBlocks,
   type Selection,
   type SelectionPolicy,
 } from "./policy.ts";
 
-/** Reads `budget.tokens` keys per block: the sinks, and the rest from the block's end backwards; always the block itself. */
+/** Reads what the budget allows per block: the sinks, and the rest from the block's end backwards; always the block itself. */
 export class WindowPolicy implements SelectionPolicy {
   readonly name = "window";
   readonly phases = ["prefill", "decode"] as const;
@@ -27,10 +28,11 @@ export class WindowPolicy implements SelectionPolicy {
     for (let b = 0; b < nBlocks; b++) {
       const first = blocks.qStart + b * blocks.blockSize;
       const last = lastQuery(blocks, b);
-      const isDense = last + 1 <= Math.max(budget.denseBelow, budget.tokens);
-      const wanted = isDense ? 0 : last + 1 - (budget.tokens - budget.sinks);
-      const local = Math.min(wanted, Math.max(0, first - budget.local));
       const oldest = window === undefined ? 0 : Math.max(0, first - window + 1);
+      const visible = last + 1 - oldest;
+      const keys = keysToRead(budget, blocks, b, visible);
+      const wanted = keys >= visible ? 0 : last + 1 - (keys - budget.sinks);
+      const local = Math.min(wanted, Math.max(0, first - budget.local));
       for (let p = Math.floor(oldest / PAGE_TOKENS); p * PAGE_TOKENS <= last; p++) {
         const isSink = p * PAGE_TOKENS < budget.sinks;
         const isLocal = (p + 1) * PAGE_TOKENS > local;

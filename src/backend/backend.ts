@@ -11,7 +11,7 @@
  * Everything may be asynchronous because a GPU read-back is; WASM returns plain values, which `await` accepts.
  */
 
-import type { QueryBlocks, Selection } from "../attention/policy.ts";
+import type { QueryBlocks, SampledMasses, Selection } from "../attention/policy.ts";
 import type { TensorInfo } from "../gguf/reader.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
 
@@ -86,6 +86,13 @@ export interface Ops {
   ropeInPlace(x: Tensor, angles: RopeAngles, headDim: number): void;
   /** Copies row `i` out: (1, width). */
   row(x: Tensor, i: number): Tensor;
+  /**
+   * Sums of x over runs of tokens and groups of `group` neighbouring heads of `headDim` columns, for selection policies.
+   * Run i is tokens [ends[i-1], ends[i]). `sums`, on the host, is (nRuns, width / group): run 0 is added to what is
+   * there, the others start from zero. Absent where activations are not in WASM memory: policies that look at
+   * queries or keys cannot run there.
+   */
+  pool?(x: Tensor, headDim: number, group: number, ends: Uint32Array, sums: Float32Array): void;
   /** Copies x to the host, (nTokens * width). The one place where results leave the device. */
   read(x: Tensor): Promise<Float32Array> | Float32Array;
   /** Bytes held for weights and for scratch. */
@@ -116,6 +123,9 @@ export interface AttendCall {
   readonly window?: number | undefined;
 }
 
+/** A call whose selection is not yet made. */
+export type UnselectedCall = Omit<AttendCall, "selections">;
+
 /** The KV cache and attention on one device. */
 export interface AttentionOps {
   readonly device: "wasm" | "webgpu";
@@ -123,6 +133,11 @@ export interface AttentionOps {
   createCache(): PagedCache;
   /** Appends k and v, attends, and returns (nTokens, nHeads * headDim) on the side of `Ops`. */
   attend(call: AttendCall): Promise<Tensor> | Tensor;
+  /**
+   * Appends k and v, and computes the attention probabilities of sampled rows (indices of the call's tokens) exactly.
+   * Absent where keys are not in WASM memory.
+   */
+  sampleMasses?(call: UnselectedCall, rows: Uint32Array): SampledMasses;
   /** Bytes held for pages in use and for scratch. */
   memory(): { kv: number; scratch: number };
   dispose(): void;

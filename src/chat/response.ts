@@ -1,7 +1,13 @@
 /** What the engine tells → OpenAI's objects. */
 
 import { internalError } from "../errors.ts";
-import type { DescribedToken, GenerateEvent, GenerateUsage, TokenLogprobs } from "../generate/events.ts";
+import type {
+  AttentionUsage,
+  DescribedToken,
+  GenerateEvent,
+  GenerateUsage,
+  TokenLogprobs,
+} from "../generate/events.ts";
 import type {
   ChatCompletion,
   ChatCompletionChunk,
@@ -126,8 +132,19 @@ export function completionUsage(usage: GenerateUsage): CompletionUsage {
       time_to_first_token_s: usage.timeToFirstTokenSeconds ?? null,
       device: usage.device,
       seed: usage.seed,
+      attention: {
+        prefill: describeAttention(usage.attention.prefill),
+        decode: describeAttention(usage.attention.decode),
+      },
     },
   };
+}
+
+function describeAttention({ policy, keysRead }: AttentionUsage): {
+  policy: string;
+  keys_read: number | null;
+} {
+  return { policy, keys_read: keysRead ?? null };
 }
 
 function rate(count: number, seconds: number): number | null {

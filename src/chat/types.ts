@@ -179,6 +179,8 @@ export interface CompletionUsage {
     device: GenerateUsage["device"];
     /** The seed that repeats this answer. */
     seed: number;
+    /** Which policy read the prompt and wrote the answer, and the share of the keys that it read (null: none were). */
+    attention: Record<"prefill" | "decode", { policy: string; keys_read: number | null }>;
   };
 }
 

@@ -3,7 +3,7 @@
 import { loadModel } from "../api/load-model.node.ts";
 import type { Model } from "../api/model.ts";
 import type { HubFile } from "../gguf/source.ts";
-import type { DeviceOption, KvFormat, PrefillAttention } from "../options.ts";
+import type { DecodeAttention, DeviceOption, KvFormat, PrefillAttention } from "../options.ts";
 import type { Options } from "./arguments.ts";
 import { UsageError } from "./arguments.ts";
 import { ProgressBar } from "./progress-bar.ts";
@@ -12,6 +12,7 @@ export const MODEL_OPTIONS = {
   device: "string",
   threads: "integer",
   attention: "string",
+  "decode-attention": "string",
   budget: "number",
   kv: "string",
   context: "integer",
@@ -37,7 +38,11 @@ export async function loadArgument(
       // Unknown names are refused by loadModel, which lists the known ones.
       device: options.device as DeviceOption | undefined,
       threads: options.threads,
-      attention: { prefill: options.attention as PrefillAttention | undefined, budget: options.budget },
+      attention: {
+        prefill: options.attention as PrefillAttention | undefined,
+        decode: options["decode-attention"] as DecodeAttention | undefined,
+        budget: options.budget,
+      },
       kvCache: { format: options.kv as KvFormat | undefined },
       contextLength: options.context,
       onProgress: ({ phase, progress }) => bar.update(phase, progress),

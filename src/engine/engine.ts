@@ -3,9 +3,6 @@
  * It knows nothing of workers; src/rpc/ puts it behind one.
  */
 
-import { DensePolicy } from "../attention/dense.ts";
-import type { AttentionShape, Budget } from "../attention/policy.ts";
-import { WindowPolicy } from "../attention/window.ts";
 import { WasmModule } from "../backend/wasm/module.ts";
 import { ThreadPool } from "../backend/wasm/threads.ts";
 import { chooseWasm, type WasmChoice } from "../backend/wasm/variant.ts";
@@ -18,7 +15,7 @@ import { type ModelFile, openModelFile } from "../gguf/model-file.ts";
 import type { ByteSource } from "../gguf/source.ts";
 import type { Host } from "../host/host.ts";
 import { type ModelConfig, readModelConfig } from "../model/config.ts";
-import type { AttentionPlan, Transformer } from "../model/forward.ts";
+import type { Transformer } from "../model/forward.ts";
 import { ropeSpec } from "../model/rope.ts";
 import { type TensorInventory, takeInventory } from "../model/tensor-names.ts";
 import { loadWeights } from "../model/weights.ts";
@@ -26,6 +23,7 @@ import { type EngineOptions, type LoadProgress, resolveContextLength } from "../
 import type { MemoryReport, ModelInfo } from "../rpc/engine-api.ts";
 import { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { vocabularyFromMetadata } from "../tokenizer/vocabulary.ts";
+import { type AttentionPlans, attentionPlans } from "./attention-plans.ts";
 import { type DevicePair, openDevice } from "./device-pair.ts";
 import { ProgressReporter } from "./progress.ts";
 import { PromptEncoder } from "./prompts.ts";
@@ -48,7 +46,7 @@ export class Engine {
   readonly model: Transformer;
   readonly #parts: EngineParts;
   readonly #sequences: SequenceStore;
-  readonly #plan: GenerateContext["plan"];
+  readonly #plan: AttentionPlans;
   readonly #queue = new TaskQueue();
   /** Aborted by `dispose`. */
   readonly #life = new AbortController();
@@ -86,6 +84,7 @@ export class Engine {
 
       const device = await openDevice({ host, wasm, config, contextLength, options });
       cleanups.push(() => device.dispose());
+      const plan = attentionPlans(config, contextLength, options, device);
       const model = await loadTransformer(file, inventory, config, device, progress);
       signal?.throwIfAborted();
       progress.update("warm-up", 0, 1);
@@ -100,6 +99,7 @@ export class Engine {
         tokenizer,
         prompts,
         device,
+        plan,
         model,
       });
     } catch (error) {
@@ -111,13 +111,13 @@ export class Engine {
   }
 
   private constructor(parts: EngineParts) {
-    const { config, contextLength, tokenizer, model } = parts;
+    const { contextLength, tokenizer, model } = parts;
     this.#parts = parts;
     this.tokenizer = tokenizer;
     this.model = model;
     this.info = describe(parts);
     this.#sequences = new SequenceStore(() => model.attention.createCache(), 2 * contextLength);
-    this.#plan = attentionPlans(config, contextLength, parts.options);
+    this.#plan = parts.plan;
   }
 
   /** The events of one answer. Requests wait for each other, in order of arrival. */
@@ -216,6 +216,7 @@ interface EngineParts {
   readonly tokenizer: Tokenizer;
   readonly prompts: PromptEncoder;
   readonly device: DevicePair;
+  readonly plan: AttentionPlans;
   readonly model: Transformer;
 }
 
@@ -234,30 +235,6 @@ async function loadTransformer(
     progress.update("weights", loaded, total),
   );
   return { config, weights, rope: ropeSpec(config.rope, ropeFactors), ops, attention };
-}
-
-/** Tokens that a sparse method always reads: the first page, and the neighbourhood of the block. */
-const SINKS = 32;
-const LOCAL = 128;
-
-function attentionPlans(
-  config: ModelConfig,
-  contextLength: number,
-  { attention }: EngineOptions,
-): GenerateContext["plan"] {
-  const shape: AttentionShape = {
-    nLayers: config.nLayers,
-    nHeads: config.nHeads,
-    nKvHeads: config.nKvHeads,
-    headDim: config.headDim,
-    window: config.windows,
-  };
-  const everything: Budget = { tokens: Infinity, sinks: 0, local: 0, denseBelow: Infinity };
-  const dense: AttentionPlan = { policy: new DensePolicy(shape), budget: everything };
-  if (attention.prefill !== "window") return { prefill: dense, decode: dense };
-  const tokens = Math.max(SINKS + LOCAL, Math.ceil(attention.budget * contextLength));
-  const budget: Budget = { tokens, sinks: SINKS, local: LOCAL, denseBelow: 0 };
-  return { prefill: { policy: new WindowPolicy(shape), budget }, decode: dense };
 }
 
 function describe(parts: EngineParts): ModelInfo {

@@ -68,7 +68,7 @@ export class SequenceStore {
     }
     const fork = new Sequence(best.cache.fork());
     fork.cache.truncate(common);
-    fork.extend(best.ids.slice(0, common));
+    fork.extend(best.ids.slice(0, fork.cache.nTokens));
     return fork;
   }
 

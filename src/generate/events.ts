@@ -15,6 +15,14 @@ export interface TokenLogprobs extends DescribedToken {
   readonly top: readonly DescribedToken[];
 }
 
+/** What one phase of an answer read of the cache. */
+export interface AttentionUsage {
+  /** The policy that chose; "dense" if it read everything. */
+  readonly policy: string;
+  /** Share of the keys at or before the queries that were read, 0 to 1, in whole pages; undefined: there was nothing to read. */
+  readonly keysRead: number | undefined;
+}
+
 /** Counts and times of one answer. */
 export interface GenerateUsage {
   /** All tokens of the prompt, cached ones included. */
@@ -32,6 +40,7 @@ export interface GenerateUsage {
   /** The seed that repeats this answer. */
   readonly seed: number;
   readonly device: "wasm" | "hybrid" | "webgpu";
+  readonly attention: { readonly prefill: AttentionUsage; readonly decode: AttentionUsage };
 }
 
 /** The events of one answer: the prompt's progress, any number of texts, then one end. */

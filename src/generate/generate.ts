@@ -2,12 +2,15 @@
  * One answer: prefill what the cache does not hold yet, then decode token by token until something ends it.
  */
 
+import { AttentionTally } from "../attention/tally.ts";
+import type { AttentionPlans } from "../engine/attention-plans.ts";
 import { type Sequence, type SequenceStore, withRoom } from "../engine/sequences.ts";
 import type { Checkpoint } from "../engine/yielding.ts";
 import { InlayError } from "../errors.ts";
-import { type AttentionPlan, forward, type Transformer } from "../model/forward.ts";
+import { forward, type Transformer } from "../model/forward.ts";
+import type { AttentionPlan } from "../model/select-pages.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
-import type { FinishReason, GenerateEvent, TokenLogprobs } from "./events.ts";
+import type { AttentionUsage, FinishReason, GenerateEvent, TokenLogprobs } from "./events.ts";
 import type { SampledLogprobs } from "./logprobs.ts";
 import { Sampler } from "./sampler.ts";
 import type { SamplingParams } from "./sampling-params.ts";
@@ -19,7 +22,7 @@ export interface GenerateContext {
   readonly tokenizer: Tokenizer;
   readonly sequences: SequenceStore;
   /** How the prompt is attended to, and how decoding is. */
-  readonly plan: { readonly prefill: AttentionPlan; readonly decode: AttentionPlan };
+  readonly plan: AttentionPlans;
   /** Positions that prompt and answer may take. */
   readonly contextLength: number;
   /** Prompt tokens per forward call. */
@@ -69,7 +72,7 @@ export async function* prefillOnly(
   checkFits(promptIds.length, context.contextLength);
   const sequence = context.sequences.borrow(promptIds);
   try {
-    yield* prefill(context, sequence, promptIds, checkpoint);
+    yield* prefill(context, sequence, promptIds, context.plan.prefill, checkpoint);
   } finally {
     context.sequences.release(sequence);
   }
@@ -92,7 +95,8 @@ async function* answer(
   const text = new TextStream<SampledLogprobs | undefined>(job.stop);
   const cachedTokens = sequence.ids.length;
   const prefillStart = performance.now();
-  const logits = yield* prefill(context, sequence, promptIds, checkpoint);
+  const plan = countedPlan(context.plan, promptIds.length);
+  const logits = yield* prefill(context, sequence, promptIds, plan.prefill, checkpoint);
   const prefillEnd = performance.now();
 
   const room = context.contextLength - promptIds.length;
@@ -121,7 +125,7 @@ async function* answer(
       break;
     }
     if (completionTokens >= limit) break;
-    next = await step(context, sequence, Uint32Array.of(sampled.id), context.plan.decode, checkpoint);
+    next = await step(context, sequence, Uint32Array.of(sampled.id), plan.decode, checkpoint);
   }
   const rest = text.end();
   if (rest) yield textEvent(tokenizer, rest);
@@ -141,8 +145,26 @@ async function* answer(
       timeToFirstTokenSeconds: firstTokenAt === undefined ? undefined : (firstTokenAt - job.startedAt) / 1000,
       seed: sampler.seed,
       device: context.device,
+      attention: { prefill: readOf(plan.prefill), decode: readOf(plan.decode) },
     },
   };
+}
+
+/** The last queries of a prompt, which read everything: the question is there (algorithms.md A.5). */
+const DENSE_PROMPT_END = 64;
+
+/** The plan of one answer: its prompt ends at `nPrompt`, and what it reads is counted. */
+function countedPlan({ prefill, decode }: AttentionPlans, nPrompt: number) {
+  return {
+    prefill: { ...prefill, denseFrom: nPrompt - DENSE_PROMPT_END, tally: new AttentionTally() },
+    decode: { ...decode, tally: new AttentionTally() },
+  };
+}
+
+/** What a policy did: one that read everything was dense. */
+function readOf({ policy, tally }: ReturnType<typeof countedPlan>["prefill" | "decode"]): AttentionUsage {
+  const { fraction } = tally;
+  return { policy: fraction === 1 ? "dense" : policy.name, keysRead: fraction };
 }
 
 /** Runs the part of the prompt that is not cached, chunk by chunk; returns the last token's logits. */
@@ -150,6 +172,7 @@ async function* prefill(
   context: GenerateContext,
   sequence: Sequence,
   promptIds: Uint32Array,
+  plan: AttentionPlan,
   checkpoint: Checkpoint,
 ): AsyncGenerator<GenerateEvent, Float32Array> {
   const total = promptIds.length;
@@ -158,7 +181,7 @@ async function* prefill(
     const from = sequence.ids.length;
     const to = Math.min(from + context.prefillChunk, total);
     const ids = promptIds.subarray(from, to);
-    const logits = await step(context, sequence, ids, context.plan.prefill, checkpoint, to === total);
+    const logits = await step(context, sequence, ids, plan, checkpoint, to === total);
     yield { kind: "prefill", loaded: to, total };
     if (to === total) return logits;
   }

@@ -63,11 +63,24 @@ export class SlotPool {
   }
 }
 
+/** What lives beside a cache: it follows every change of it. */
+export interface CacheCompanion {
+  /** All tokens up to `nTokens` are written. */
+  commit(nTokens: number): void;
+  /** The most tokens up to `nTokens` that `truncate` can go back to; `nTokens` itself if it was committed last. */
+  restorable(nTokens: number): number;
+  /** Forgets all tokens from `nTokens` on, which `restorable` returned. */
+  truncate(nTokens: number): void;
+  /** A copy for a forked cache, as of the last commit. */
+  fork(): CacheCompanion;
+}
+
 /** Keys and values of one sequence. Tokens [0, nTokens) are valid; reserved positions past them are being written. */
 export class PagedCache {
   #slots: number[] = [];
   #nTokens = 0;
   #disposed = false;
+  #companion: CacheCompanion | undefined;
 
   constructor(private readonly pool: SlotPool) {}
 
@@ -84,6 +97,18 @@ export class PagedCache {
   /** Bytes of the slots this cache uses, shared ones included. */
   get bytes(): number {
     return this.#slots.length * this.pool.store.slotBytes;
+  }
+
+  get companion(): CacheCompanion | undefined {
+    return this.#companion;
+  }
+
+  /** Gives an empty cache its companion. */
+  attach(companion: CacheCompanion): void {
+    this.#assertLive();
+    if (this.#companion || this.#nTokens > 0)
+      throw internalError(`a companion for a cache of ${this.#nTokens} tokens`);
+    this.#companion = companion;
   }
 
   /** Makes room for `n` more tokens: new slots, and a private copy of a shared, partly filled last page. */
@@ -107,15 +132,21 @@ export class PagedCache {
     if (pageCount(this.#nTokens + n) > this.#slots.length)
       throw internalError(`commit of ${n} tokens past the reserved pages`, { nTokens: this.#nTokens });
     this.#nTokens += n;
+    this.#companion?.commit(this.#nTokens);
   }
 
-  /** Forgets all tokens from `nTokens` on, and anything reserved but not committed. */
+  /**
+   * Forgets all tokens from `nTokens` on, and anything reserved but not committed. Where the companion cannot go back
+   * to `nTokens`, a few tokens before it go as well: see `nTokens` afterwards.
+   */
   truncate(nTokens: number): void {
     this.#assertLive();
     if (nTokens < 0 || nTokens > this.#nTokens)
       throw internalError(`truncate to ${nTokens} of ${this.#nTokens} tokens`);
-    this.#nTokens = nTokens;
-    for (const slot of this.#slots.splice(pageCount(nTokens))) this.pool.release(slot);
+    const kept = this.#companion?.restorable(nTokens) ?? nTokens;
+    this.#companion?.truncate(kept);
+    this.#nTokens = kept;
+    for (const slot of this.#slots.splice(pageCount(kept))) this.pool.release(slot);
   }
 
   /** A second cache with the same tokens, sharing all pages until one of the two writes. */
@@ -124,6 +155,7 @@ export class PagedCache {
     const fork = new PagedCache(this.pool);
     fork.#slots = this.#slots.slice(0, pageCount(this.#nTokens));
     fork.#nTokens = this.#nTokens;
+    fork.#companion = this.#companion?.fork();
     for (const slot of fork.#slots) this.pool.retain(slot);
     return fork;
   }

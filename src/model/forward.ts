@@ -6,13 +6,14 @@
  * One call takes a run of tokens of one sequence: a chunk of a prompt (prefill) or one token (decode).
  */
 
-import type { Budget, QueryBlocks, SelectionPolicy } from "../attention/policy.ts";
+import type { AttentionShape, QueryBlocks } from "../attention/policy.ts";
 import type { AttentionOps, Ops, Tensor } from "../backend/backend.ts";
 import type { Checkpoint } from "../engine/yielding.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
 import type { ModelConfig } from "./config.ts";
 import { decoderLayer, type ForwardCall } from "./layer.ts";
 import { type RopeSpec, ropeTable } from "./rope.ts";
+import { type AttentionPlan, PageSelector } from "./select-pages.ts";
 import type { ModelWeights } from "./weights.ts";
 
 /** A model ready to run on one device. */
@@ -26,12 +27,6 @@ export interface Transformer {
 
 /** Which positions' logits are wanted: none while a prompt is not yet complete, all for perplexity. */
 export type WantedLogits = "none" | "last" | "all";
-
-/** How a call reads the cache. */
-export interface AttentionPlan {
-  readonly policy: SelectionPolicy;
-  readonly budget: Budget;
-}
 
 /** Queries of a block in prefill: as many as a page has tokens. */
 const PREFILL_BLOCK = 32;
@@ -54,15 +49,16 @@ export async function forward(
     qStart: pos,
     qLen: ids.length,
     blockSize: ids.length === 1 ? 1 : PREFILL_BLOCK,
+    denseFrom: plan.denseFrom,
   };
   try {
     cache.reserve(ids.length);
     using x = ops.embed(weights.tokenEmbedding, ids); // (nTokens, dModel)
     using angles = ops.ropeAngles(ropeTable(rope, pos, ids.length));
-    const call: ForwardCall = { config, ops, attention, cache, angles, blocks };
+    const selector = new PageSelector(ops, attention, attentionShape(config), plan, cache, blocks);
+    const call: ForwardCall = { config, ops, attention, cache, angles, blocks, selector };
     for (const [layer, w] of weights.layers.entries()) {
-      const selections = plan.policy.select(layer, blocks, plan.budget);
-      await decoderLayer(call, w, layer, selections, x);
+      await decoderLayer(call, w, layer, x);
       await checkpoint.pass();
     }
     const logits = wanted === "none" ? undefined : await readLogits(model, x, wanted);
@@ -72,6 +68,12 @@ export async function forward(
     cache.truncate(pos);
     throw error;
   }
+}
+
+/** What selection policies need to know of a model. */
+export function attentionShape(config: ModelConfig): AttentionShape {
+  const { nLayers, nHeads, nKvHeads, headDim, windows } = config;
+  return { nLayers, nHeads, nKvHeads, headDim, window: windows };
 }
 
 /** Final norm and output matrix, for the last token or for all. */

@@ -1,9 +1,10 @@
 /** One decoder layer: attention and feed-forward, each behind an RMSNorm and added to the residual stream. */
 
-import type { QueryBlocks, Selection } from "../attention/policy.ts";
-import type { AttentionOps, Ops, RopeAngles, Tensor } from "../backend/backend.ts";
+import type { QueryBlocks } from "../attention/policy.ts";
+import type { AttentionOps, Ops, RopeAngles, Tensor, UnselectedCall } from "../backend/backend.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
 import type { ModelConfig } from "./config.ts";
+import type { PageSelector } from "./select-pages.ts";
 import type { LayerWeights } from "./weights.ts";
 
 /** What stays the same for all layers of one forward call. */
@@ -14,6 +15,7 @@ export interface ForwardCall {
   readonly cache: PagedCache;
   readonly angles: RopeAngles;
   readonly blocks: QueryBlocks;
+  readonly selector: PageSelector;
 }
 
 /** Updates the residual stream `x` (nTokens, dModel) in place. */
@@ -21,13 +23,12 @@ export async function decoderLayer(
   call: ForwardCall,
   w: LayerWeights,
   layer: number,
-  selections: readonly Selection[],
   x: Tensor,
 ): Promise<void> {
   const { config, ops } = call;
   {
     using normed = ops.rmsNorm(x, w.attnNorm, config.rmsEps); // (nTokens, dModel)
-    using attended = await selfAttention(call, w, layer, selections, normed); // (nTokens, nHeads * headDim)
+    using attended = await selfAttention(call, w, layer, normed); // (nTokens, nHeads * headDim)
     ops.linearAdd(attended, { weight: w.attnOutput }, x);
   }
   using normed = ops.rmsNorm(x, w.ffnNorm, config.rmsEps); // (nTokens, dModel)
@@ -36,14 +37,8 @@ export async function decoderLayer(
 }
 
 /** q, k, v of every token, rotated; k and v join the cache; returns the attended heads (nTokens, nHeads * headDim). */
-async function selfAttention(
-  call: ForwardCall,
-  w: LayerWeights,
-  layer: number,
-  selections: readonly Selection[],
-  x: Tensor,
-): Promise<Tensor> {
-  const { config, ops, attention, cache, angles, blocks } = call;
+async function selfAttention(call: ForwardCall, w: LayerWeights, layer: number, x: Tensor): Promise<Tensor> {
+  const { config, ops, attention, cache, angles, blocks, selector } = call;
   const [q, k, v] = ops.linear(x, [
     { weight: w.q, bias: w.qBias },
     { weight: w.k, bias: w.kBias },
@@ -52,19 +47,20 @@ async function selfAttention(
   try {
     if (w.qNorm) ops.rmsNormHeadsInPlace(q!, w.qNorm, config.rmsEps);
     if (w.kNorm) ops.rmsNormHeadsInPlace(k!, w.kNorm, config.rmsEps);
+    await selector.beforeRope(layer, k!);
     ops.ropeInPlace(q!, angles, config.headDim);
     ops.ropeInPlace(k!, angles, config.headDim);
-    return await attention.attend({
+    const unselected: UnselectedCall = {
       layer,
       q: q!,
       k: k!,
       v: v!,
       cache,
       blocks,
-      selections,
       scale: config.attentionScale,
       window: config.windows[layer],
-    });
+    };
+    return await attention.attend({ ...unselected, selections: selector.select(unselected) });
   } finally {
     for (const tensor of [q, k, v]) tensor![Symbol.dispose]();
   }

@@ -3,13 +3,8 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { DensePolicy } from "../../src/attention/dense.ts";
-import {
-  type AttentionShape,
-  assertSelection,
-  type Budget,
-  type QueryBlocks,
-  type Selection,
-} from "../../src/attention/policy.ts";
+import { assertSelection } from "../../src/attention/invariants.ts";
+import type { AttentionShape, Budget, QueryBlocks, Selection } from "../../src/attention/policy.ts";
 import { WindowPolicy } from "../../src/attention/window.ts";
 import { uniform } from "../fixtures/random.ts";
 
@@ -80,7 +75,7 @@ test("window with a budget for everything is dense", () => {
 
 describe("assertSelection finds what is broken", () => {
   const blocks = { qStart: 64, qLen: 40, blockSize: 32 };
-  const budget = { tokens: 128, sinks: 32, local: 20, denseBelow: 0 };
+  const budget = { tokens: 64, sinks: 32, local: 20, denseBelow: 0 };
   const sound = (): Selection => ({
     layer: 0,
     nKvHeads: 2,
@@ -118,5 +113,11 @@ describe("assertSelection finds what is broken", () => {
     ["rowPtr of the wrong length", { rowPtr: Uint32Array.of(0, 7) }, /rowPtr has 2 entries/],
     ["too few pages", { page: Uint32Array.of(0, 1, 2) }, /rowPtr ends at 7/],
   ];
+  test("a page that the budget allows is missing", () => {
+    const everything = { ...budget, tokens: 104 };
+    const change = { rowPtr: Uint32Array.of(0, 2, 5), page: Uint32Array.of(1, 2, 1, 2, 3) };
+    const broken = { ...sound(), ...change };
+    assert.throws(() => assertSelection(broken, SHAPE, blocks, everything), /dense token 0 is missing/);
+  });
   for (const [name, change, message] of broken) test(name, () => assert.throws(() => check(change), message));
 });

@@ -53,8 +53,9 @@ export const options: LoadOptions[] = [
   { device: "hybrid", attention: { prefill: "window" }, kvCache: { format: "f16" }, threads: "auto" },
   // @ts-expect-error not a device
   { device: "cpu" },
+  { attention: { prefill: "dhsa", decode: "dhsa", budget: 0.1 } },
   // @ts-expect-error not in this version
-  { attention: { prefill: "dhsa" } },
+  { attention: { prefill: "squeezed" } },
   // @ts-expect-error an unknown option
   { contextLenght: 5 },
 ];

@@ -117,9 +117,9 @@ describe("errors", () => {
     ],
     [
       "a policy of a later version",
-      ["run", MODEL, "--prompt", "x", "--attention", "dhsa"],
+      ["run", MODEL, "--prompt", "x", "--attention", "squeezed"],
       1,
-      /dhsa.*not supported in this version/,
+      /squeezed.*not supported in this version/,
     ],
     [
       "a temperature out of range",

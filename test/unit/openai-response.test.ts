@@ -17,6 +17,7 @@ const USAGE: GenerateUsage = {
   completionTokens: 3,
   prefillSeconds: 0.5,
   decodeSeconds: 0.25,
+  attention: { prefill: { policy: "dhsa", keysRead: 0.5 }, decode: { policy: "dense", keysRead: undefined } },
   timeToFirstTokenSeconds: 0.6,
   seed: 7,
   device: "wasm",
@@ -32,6 +33,7 @@ const OPENAI_USAGE = {
     time_to_first_token_s: 0.6,
     device: "wasm",
     seed: 7,
+    attention: { prefill: { policy: "dhsa", keys_read: 0.5 }, decode: { policy: "dense", keys_read: null } },
   },
 };
 const EVENTS: GenerateEvent[] = [
@@ -204,6 +206,10 @@ describe("usage", () => {
       time_to_first_token_s: null,
       device: "wasm",
       seed: 7,
+      attention: {
+        prefill: { policy: "dhsa", keys_read: 0.5 },
+        decode: { policy: "dense", keys_read: null },
+      },
     });
   });
 });

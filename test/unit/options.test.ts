@@ -6,7 +6,7 @@ import { type LoadOptions, resolveContextLength, resolveLoadOptions } from "../.
 const DEFAULTS = {
   contextLength: "auto",
   device: "auto",
-  attention: { prefill: "auto", budget: 0.25 },
+  attention: { prefill: "auto", decode: "auto", budget: 0.25 },
   kvCache: { format: "auto" },
   threads: "auto",
   assets: { wasm: null, worker: null },
@@ -29,7 +29,7 @@ describe("defaults", () => {
       resolve({
         contextLength: undefined,
         device: undefined,
-        attention: { prefill: undefined, budget: undefined },
+        attention: { prefill: undefined, decode: undefined, budget: undefined },
         kvCache: { format: undefined },
         threads: undefined,
         assets: { wasm: undefined, worker: undefined },
@@ -43,7 +43,7 @@ describe("defaults", () => {
   test("one section given leaves the others", () =>
     assert.deepEqual(resolve({ attention: { budget: 1 } }), {
       ...DEFAULTS,
-      attention: { prefill: "auto", budget: 1 },
+      attention: { prefill: "auto", decode: "auto", budget: 1 },
     }));
 });
 
@@ -53,7 +53,7 @@ test("everything given", () => {
   const resolved = resolveLoadOptions({
     contextLength: 16384,
     device: "hybrid",
-    attention: { prefill: "window", budget: 0.5 },
+    attention: { prefill: "window", decode: "dhsa", budget: 0.5 },
     kvCache: { format: "f16" },
     threads: 4,
     assets: { wasm: new URL("https://example.com/inlay.wasm"), worker: "./engine-worker.js" },
@@ -90,14 +90,20 @@ describe("refused values", () => {
     },
     {
       name: "a method of a later version",
-      options: { attention: { prefill: "dhsa" } },
+      options: { attention: { prefill: "squeezed" } },
       message:
-        'attention.prefill "dhsa" is not supported in this version; it has "auto", "dense" or "window"',
+        'attention.prefill "squeezed" is not supported in this version; it has "auto", "dense", "window", "dhsa", "vertical-slash" or "sample"',
     },
     {
       name: "an unknown method",
       options: { attention: { prefill: "linear" } },
-      message: 'attention.prefill is "linear"; it must be "auto", "dense" or "window"',
+      message:
+        'attention.prefill is "linear"; it must be "auto", "dense", "window", "dhsa", "vertical-slash" or "sample"',
+    },
+    {
+      name: "a prompt's method for decoding",
+      options: { attention: { decode: "sample" } },
+      message: 'attention.decode is "sample"; it must be "auto", "dense", "window" or "dhsa"',
     },
     {
       name: "a format of a later version",

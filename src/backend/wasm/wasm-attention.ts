@@ -2,11 +2,11 @@
  * KV cache and attention in WASM SIMD. Slots are blocks of the WASM heap: (nLayers, nKvHeads) pages, K then V.
  */
 
-import type { Selection } from "../../attention/policy.ts";
+import type { SampledMasses, Selection } from "../../attention/policy.ts";
 import { InlayError, internalError } from "../../errors.ts";
-import { type KvShape, pageBytes } from "../../kv/page.ts";
+import { type KvShape, pageBytes, pageCount } from "../../kv/page.ts";
 import { PagedCache, SlotPool, type SlotStore } from "../../kv/paged-cache.ts";
-import type { AttendCall, AttentionOps, Tensor } from "../backend.ts";
+import type { AttendCall, AttentionOps, Tensor, UnselectedCall } from "../backend.ts";
 import type { WasmModule } from "./module.ts";
 import type { WasmOps } from "./wasm-ops.ts";
 import { wasmTensor } from "./wasm-tensor.ts";
@@ -63,24 +63,19 @@ export class WasmAttention implements AttentionOps {
 
   attend(call: AttendCall): Tensor {
     const { wasm, heap } = this.ops;
-    const { nHeads, nKvHeads, headDim, format } = this.shape;
+    const { nHeads, headDim } = this.shape;
     const [selection] = call.selections;
     if (!selection || call.selections.length !== 1 || selection.segment !== "tail")
       throw internalError(`attention over ${call.selections.length} segments`);
-    const { qStart, qLen, blockSize } = call.blocks;
-    const q = wasmTensor(call.q);
-    const out = heap.create(qLen, nHeads * headDim);
-    const slots = this.#writeSlots(call.cache);
+    const out = heap.create(call.blocks.qLen, nHeads * headDim);
     const lists = this.#writeSelection(selection);
     const nRows = selection.rowPtr.length;
     const nPages = selection.page.length;
-    const layerOffset = call.layer * nKvHeads * 2 * pageBytes(format, headDim);
-    const fields = wasm.u32(this.#call, CALL_FIELDS);
-    fields.set([slots, layerOffset, format === "f32" ? 0 : 1, nKvHeads, headDim, q.ptr, out.ptr]);
+    const fields = this.#writeCall(call);
+    fields[6] = out.ptr;
     fields.set([lists, lists + nRows * 4, selection.mask ? lists + (nRows + nPages) * 4 : 0], 7);
-    fields.set([selection.nBlocks, blockSize, selection.headShared ? 1 : 0, qStart, qLen, nHeads], 10);
-    wasm.f32(this.#call, CALL_FIELDS).set([call.scale, call.softcap ?? 0], 16);
-    fields[18] = call.window ?? 0;
+    fields[10] = selection.nBlocks;
+    fields[12] = selection.headShared ? 1 : 0;
 
     wasm.call("kv_append_rows", this.#call, wasmTensor(call.k).ptr, wasmTensor(call.v).ptr);
     const status = wasm.call("attend_pages", this.#call);
@@ -90,12 +85,53 @@ export class WasmAttention implements AttentionOps {
     throw internalError(`attention of layer ${call.layer} returned ${status}`);
   }
 
+  sampleMasses(call: UnselectedCall, rows: Uint32Array): SampledMasses {
+    const { wasm } = this.ops;
+    const nPages = pageCount(call.blocks.qStart + call.blocks.qLen);
+    const length = this.shape.nKvHeads * nPages;
+    const columnsPtr = wasm.alloc(8 * length + rows.byteLength, "sampled attention");
+    const rowsPtr = columnsPtr + 8 * length;
+    wasm.u32(rowsPtr, rows.length).set(rows);
+    this.#writeCall(call);
+    wasm.call("kv_append_rows", this.#call, wasmTensor(call.k).ptr, wasmTensor(call.v).ptr);
+    const status = wasm.call(
+      "sample_page_masses",
+      this.#call,
+      rowsPtr,
+      rows.length,
+      nPages,
+      columnsPtr,
+      columnsPtr + 4 * length,
+    );
+    const masses = wasm.f32(columnsPtr, 2 * length).slice();
+    wasm.free(columnsPtr);
+    if (status === -1) throw new InlayError("out-of-memory", "no scratch memory for sampling attention");
+    if (status !== 0) throw internalError(`sampled attention of layer ${call.layer} returned ${status}`);
+    return { nPages, columns: masses.subarray(0, length), diagonals: masses.subarray(length) };
+  }
+
   memory(): { kv: number; scratch: number } {
     return { kv: this.#pool.bytes, scratch: 0 };
   }
 
   /** Nothing to do: the heap goes with the module. */
   dispose(): void {}
+
+  /** The fields that do not depend on a selection; the others are left as they are. */
+  #writeCall(call: UnselectedCall): Uint32Array {
+    const { wasm } = this.ops;
+    const { nHeads, nKvHeads, headDim, format } = this.shape;
+    const { qStart, qLen, blockSize } = call.blocks;
+    const slots = this.#writeSlots(call.cache);
+    const layerOffset = call.layer * nKvHeads * 2 * pageBytes(format, headDim);
+    const fields = wasm.u32(this.#call, CALL_FIELDS);
+    fields.set([slots, layerOffset, format === "f32" ? 0 : 1, nKvHeads, headDim, wasmTensor(call.q).ptr]);
+    fields[11] = blockSize;
+    fields.set([qStart, qLen, nHeads], 13);
+    wasm.f32(this.#call, CALL_FIELDS).set([call.scale, call.softcap ?? 0], 16);
+    fields[18] = call.window ?? 0;
+    return fields;
+  }
 
   /** The page table of `cache`: one slot address per logical page. */
   #writeSlots(cache: PagedCache): number {

@@ -1,0 +1,88 @@
+/** From the `attention` options to the policies that read prompts and write answers. */
+
+import type { PolicyName } from "../attention/names.ts";
+import { createPolicy } from "../attention/policies.ts";
+import type { Budget, SelectionPolicy } from "../attention/policy.ts";
+import { InlayError } from "../errors.ts";
+import type { ModelConfig } from "../model/config.ts";
+import { attentionShape } from "../model/forward.ts";
+import type { AttentionPlan } from "../model/select-pages.ts";
+import type { EngineOptions } from "../options.ts";
+import type { DevicePair } from "./device-pair.ts";
+
+/** How prompts are attended to, and how decoding is. */
+export interface AttentionPlans {
+  readonly prefill: AttentionPlan;
+  readonly decode: AttentionPlan;
+}
+
+/** Tokens that a sparse method always reads: the first page, and the neighbourhood of the block. */
+const SINKS = 32;
+const LOCAL = 128;
+/** Generated tokens nearest to the one being generated (algorithms.md A.6). */
+const DECODE_LOCAL = 512;
+/** No budget is smaller: it would be all sinks and neighbourhood. */
+const LEAST_TOKENS = 256;
+
+/**
+ * Up to this many keys "auto" is dense. Sparse prefill is faster from about 1K keys on (bench/attention.ts); below
+ * 4K it saves too little of the whole prefill to be worth any loss.
+ */
+export const AUTO_DENSE_BELOW = 4096;
+
+/** Plans for a model on a device. Throws `invalid-option` where the device cannot run a policy. */
+export function attentionPlans(
+  config: ModelConfig,
+  contextLength: number,
+  { attention }: EngineOptions,
+  device: Pick<DevicePair, "kind" | "ops" | "attention">,
+): AttentionPlans {
+  const shape = attentionShape(config);
+  const make = (name: PolicyName) => createPolicy(name, shape, config.attentionScale);
+  const open = (option: "prefill" | "decode", auto: PolicyName): AttentionPlan => {
+    const asked = attention[option];
+    const isAuto = asked === "auto";
+    const policy = make(isAuto ? auto : asked);
+    const missing = missingFor(policy, device);
+    if (missing === undefined)
+      return { policy, budget: budgetOf(policy, option, attention.budget, isAuto ? AUTO_DENSE_BELOW : 0) };
+    if (isAuto) return { policy: make("dense"), budget: EVERYTHING };
+    throw new InlayError(
+      "invalid-option",
+      `attention.${option} is ${JSON.stringify(asked)}, but device ${JSON.stringify(device.kind)} does not ${missing}; ` +
+        `use ${JSON.stringify(missing === NO_POOLING ? "dense" : "dhsa")}, or another device`,
+      { option: `attention.${option}`, value: asked, device: device.kind },
+    );
+  };
+  // A context that never leaves the dense range needs no features of its keys.
+  const prefill = open("prefill", contextLength > AUTO_DENSE_BELOW ? "dhsa" : "dense");
+  const decode = open("decode", "dense");
+  // Keys are remembered in both phases for whichever reads them: the next prompt goes on from this answer.
+  const features = prefill.policy.needs?.pooled ?? decode.policy.needs?.pooled;
+  return { prefill: { ...prefill, features }, decode: { ...decode, features } };
+}
+
+const EVERYTHING: Budget = { tokens: Infinity, sinks: 0, local: 0, denseBelow: Infinity };
+
+function budgetOf(
+  policy: SelectionPolicy,
+  phase: "prefill" | "decode",
+  fraction: number,
+  denseBelow: number,
+): Budget {
+  if (policy.name === "dense") return EVERYTHING;
+  const local = phase === "prefill" ? LOCAL : DECODE_LOCAL;
+  return { tokens: LEAST_TOKENS, fraction, sinks: SINKS, local, denseBelow };
+}
+
+const NO_POOLING = "pool queries and keys";
+
+/** What the policy needs and the device does not do. */
+function missingFor(
+  { needs }: SelectionPolicy,
+  { ops, attention }: Pick<DevicePair, "ops" | "attention">,
+): string | undefined {
+  if (needs?.pooled && !ops.pool) return NO_POOLING;
+  if (needs?.sampleRows && !attention.sampleMasses) return "sample attention";
+  return undefined;
+}

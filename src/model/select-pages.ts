@@ -1,0 +1,109 @@
+/**
+ * Between a layer's queries and keys and the policy that selects what they read: has the backend pool them, keeps the
+ * sequence's key features up to date, and asks the policy.
+ */
+
+import { assertSelection } from "../attention/invariants.ts";
+import { KeyFeatures } from "../attention/key-features.ts";
+import {
+  type AttentionShape,
+  type Budget,
+  blockCount,
+  type LayerView,
+  type QueryBlocks,
+  type Selection,
+  type SelectionPolicy,
+} from "../attention/policy.ts";
+import type { AttentionTally } from "../attention/tally.ts";
+import type { AttentionOps, Ops, Tensor, UnselectedCall } from "../backend/backend.ts";
+import { isDebug } from "../debug.ts";
+import { internalError } from "../errors.ts";
+import type { PagedCache } from "../kv/paged-cache.ts";
+
+/** How a call reads the cache. */
+export interface AttentionPlan {
+  readonly policy: SelectionPolicy;
+  readonly budget: Budget;
+  /**
+   * What is remembered of keys, whichever policy reads them: the same in every call on a cache.
+   * @default nothing
+   */
+  readonly features?: { readonly granule: number; readonly boundaryLayer?: number | undefined } | undefined;
+  /** Queries at or after this position read everything. @default none */
+  readonly denseFrom?: number | undefined;
+  /** Counts what is read. */
+  readonly tally?: AttentionTally | undefined;
+}
+
+/** One forward call's selections. */
+export class PageSelector {
+  readonly #features: KeyFeatures | undefined;
+
+  constructor(
+    private readonly ops: Ops,
+    private readonly attention: AttentionOps,
+    private readonly shape: AttentionShape,
+    private readonly plan: AttentionPlan,
+    cache: PagedCache,
+    private readonly blocks: QueryBlocks,
+  ) {
+    this.#features = plan.features && featuresOf(cache, shape, plan.features);
+  }
+
+  /** Shows a layer's keys, (nTokens, nKvHeads * headDim), before they are rotated. */
+  async beforeRope(layer: number, k: Tensor): Promise<void> {
+    if (this.#features?.shape.boundaryLayer !== layer) return;
+    this.#features.appendBoundaryKeys(await this.ops.read(k));
+  }
+
+  /** What each block of a layer reads. Queries and keys are rotated, and the cache has room for them. */
+  select(call: UnselectedCall): Selection[] {
+    const { plan, blocks, shape } = this;
+    const { layer } = call;
+    this.#features?.append(layer, blocks.qLen, (ends, sums) => this.#pool(call.k, 1, ends, sums));
+    const selections = plan.policy.select(layer, blocks, plan.budget, this.#view(call));
+    if (isDebug) for (const selection of selections) assertSelection(selection, shape, blocks, plan.budget);
+    plan.tally?.count(selections, blocks, shape);
+    return selections;
+  }
+
+  #view(call: UnselectedCall): LayerView {
+    const { needs } = this.plan.policy;
+    if (!needs) return {};
+    const { attention } = this;
+    if (needs.sampleRows && !attention.sampleMasses)
+      throw internalError(`policy ${this.plan.policy.name} on a device without sampled attention`);
+    return {
+      keys: this.#features,
+      querySums: needs.pooled && this.#querySums(call.q),
+      masses: needs.sampleRows && attention.sampleMasses?.(call, needs.sampleRows(this.blocks)),
+    };
+  }
+
+  #querySums(q: Tensor): Float32Array {
+    const { nHeads, nKvHeads, headDim } = this.shape;
+    const { qLen, blockSize } = this.blocks;
+    const nBlocks = blockCount(this.blocks);
+    const ends = Uint32Array.from({ length: nBlocks }, (_, b) => Math.min((b + 1) * blockSize, qLen));
+    const sums = new Float32Array(nBlocks * nKvHeads * headDim);
+    this.#pool(q, nHeads / nKvHeads, ends, sums);
+    return sums;
+  }
+
+  #pool(x: Tensor, group: number, ends: Uint32Array, sums: Float32Array): void {
+    if (!this.ops.pool) throw internalError(`policy ${this.plan.policy.name} on a device that does not pool`);
+    this.ops.pool(x, this.shape.headDim, group, ends, sums);
+  }
+}
+
+/** The cache's features; an empty cache gets its own. */
+function featuresOf(
+  cache: PagedCache,
+  { nLayers, nKvHeads, headDim }: AttentionShape,
+  features: NonNullable<AttentionPlan["features"]>,
+): KeyFeatures {
+  if (!cache.companion) cache.attach(new KeyFeatures({ nLayers, nKvHeads, headDim, ...features }));
+  const { companion } = cache;
+  if (companion instanceof KeyFeatures) return companion;
+  throw internalError("a cache with a companion of another kind");
+}

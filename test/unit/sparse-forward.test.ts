@@ -1,0 +1,224 @@
+/** Sparse policies in the forward pass: real queries and keys, both devices, parts and wholes (algorithms.md F.6). */
+
+import assert from "node:assert/strict";
+import { describe, test } from "node:test";
+import type { PolicyName } from "../../src/attention/names.ts";
+import { PREFILL_POLICIES } from "../../src/attention/names.ts";
+import { createPolicy } from "../../src/attention/policies.ts";
+import type { Budget, Selection, SelectionPolicy } from "../../src/attention/policy.ts";
+import type { WasmOps } from "../../src/backend/wasm/wasm-ops.ts";
+import { GpuDevice } from "../../src/backend/webgpu/device.ts";
+import { HybridAttention } from "../../src/backend/webgpu/hybrid-attention.ts";
+import { Checkpoint } from "../../src/engine/yielding.ts";
+import { InlayError } from "../../src/errors.ts";
+import { attentionShape, forward, type Transformer } from "../../src/model/forward.ts";
+import type { AttentionPlan } from "../../src/model/select-pages.ts";
+import { relativeError } from "../fixtures/attention-case.ts";
+import { collect, greedy, loadEngine, TEST_HOST } from "../fixtures/engine.ts";
+import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
+import { nodeGpu } from "../fixtures/node-gpu.ts";
+import { densePlan, openTransformer } from "../fixtures/transformer.ts";
+import { instantiate } from "../fixtures/wasm.ts";
+
+const BYTES = tinyGguf("tiny-llama", { type: "F32", seed: 6 });
+const N_TOKENS = 500;
+const IDS = Uint32Array.from({ length: N_TOKENS }, (_, i) => 20 + ((i * i * 7 + i * 31) % 300));
+/** A quarter of the keys, in a text this short that the neighbourhood must be small. */
+const QUARTER: Budget = { tokens: 64, fraction: 0.25, sinks: 32, local: 32, denseBelow: 0 };
+
+const SPARSE = PREFILL_POLICIES.filter((name) => name !== "dense");
+
+const wasmModel = openTransformer(BYTES, await instantiate("simd"));
+const found = await nodeGpu();
+
+/** The same weights, with attention on the GPU. */
+async function hybridModel(gpu: GPU): Promise<Transformer> {
+  const model = await wasmModel;
+  const { nLayers, nHeads, nKvHeads, headDim } = model.config;
+  const shape = { nLayers, nHeads, nKvHeads, headDim, format: "f32" } as const;
+  const device = await GpuDevice.create(gpu, { label: "test" });
+  return { ...model, attention: await HybridAttention.create(device, (model.ops as WasmOps).heap, shape) };
+}
+
+function planOf(model: Transformer, name: PolicyName, budget: Budget, seen?: Selection[]): AttentionPlan {
+  const made = createPolicy(name, attentionShape(model.config), model.config.attentionScale);
+  const policy: SelectionPolicy = {
+    name: made.name,
+    phases: made.phases,
+    lookahead: made.lookahead,
+    needs: made.needs,
+    select(layer, blocks, b, view) {
+      const selections = made.select(layer, blocks, b, view);
+      seen?.push(...selections);
+      return selections;
+    },
+  };
+  return { policy, budget, features: made.needs?.pooled };
+}
+
+/** Logits of the last token, (vocabSize). */
+async function lastLogits(
+  model: Transformer,
+  plan: AttentionPlan,
+  parts: readonly number[],
+): Promise<Float32Array> {
+  const cache = model.attention.createCache();
+  try {
+    let logits: Float32Array | undefined;
+    let from = 0;
+    for (const n of parts) {
+      logits = await forward(
+        model,
+        cache,
+        IDS.subarray(from, from + n),
+        plan,
+        "last",
+        new Checkpoint(undefined),
+      );
+      from += n;
+    }
+    return logits!;
+  } finally {
+    cache.dispose();
+  }
+}
+
+describe("sparse policies in the forward pass", () => {
+  for (const name of PREFILL_POLICIES)
+    for (const n of [1, 31, 32, 33, 500])
+      test(`${name} with a budget of 1 equals dense, ${n} tokens`, async () => {
+        const model = await wasmModel;
+        const full = { ...QUARTER, fraction: 1 };
+        const dense = await lastLogits(model, densePlan(model), [n]);
+        const actual = await lastLogits(model, planOf(model, name, full), [n]);
+        const error = relativeError(actual, dense, dense.length);
+        assert.ok(error <= 1e-5, `relative error ${error}`);
+      });
+
+  for (const name of SPARSE)
+    test(`${name} at a quarter reads less and answers something else`, async () => {
+      const model = await wasmModel;
+      const seen: Selection[] = [];
+      const sparse = await lastLogits(model, planOf(model, name, QUARTER, seen), [N_TOKENS]);
+      const dense = await lastLogits(model, densePlan(model), [N_TOKENS]);
+      assert.ok(sparse.every(Number.isFinite));
+      assert.ok(relativeError(sparse, dense, dense.length) > 1e-6);
+      const pages = seen.map(({ page, headShared, nKvHeads }) => page.length / (headShared ? 1 : nKvHeads));
+      const all = (16 * 17) / 2;
+      for (const n of pages) assert.ok(n < 0.6 * all, `${n} of ${all} pages`);
+    });
+
+  for (const name of ["window", "dhsa"] as const)
+    test(`${name} in parts equals one shot`, async () => {
+      const model = await wasmModel;
+      const plan = planOf(model, name, QUARTER);
+      const whole = await lastLogits(model, plan, [N_TOKENS]);
+      for (const parts of [
+        [256, 244],
+        [32, 64, 96, 128, 180],
+      ]) {
+        const error = relativeError(await lastLogits(model, plan, parts), whole, whole.length);
+        assert.ok(error <= 1e-5, `${parts}: relative error ${error}`);
+      }
+    });
+
+  test("the features of a cache with more tokens than were seen are an internal error", async () => {
+    const model = await wasmModel;
+    const cache = model.attention.createCache();
+    await forward(model, cache, IDS.subarray(0, 40), densePlan(model), "none", new Checkpoint(undefined));
+    const plan = planOf(model, "dhsa", QUARTER);
+    await assert.rejects(
+      forward(model, cache, IDS.subarray(40, 80), plan, "none", new Checkpoint(undefined)),
+      /companion for a cache of 40 tokens/,
+    );
+    cache.dispose();
+  });
+});
+
+describe("sparse policies on both devices", { skip: found.skip }, () => {
+  if (found.skip !== false) return;
+  const { gpu } = found;
+  for (const name of ["dhsa", "vertical-slash", "window"] as const)
+    test(`${name} selects the same, and answers the same`, async () => {
+      const model = await wasmModel;
+      const hybrid = await hybridModel(gpu);
+      const seen: Record<string, Selection[]> = { wasm: [], hybrid: [] };
+      const a = await lastLogits(model, planOf(model, name, QUARTER, seen.wasm), [300, 200]);
+      const b = await lastLogits(hybrid, planOf(hybrid, name, QUARTER, seen.hybrid), [300, 200]);
+      // Layer 0 sees the same numbers; later layers what attention made of them, which differs in the last bits.
+      assert.deepEqual(
+        seen.wasm!.filter(({ layer }) => layer === 0),
+        seen.hybrid!.filter(({ layer }) => layer === 0),
+      );
+      const error = relativeError(b, a, a.length);
+      assert.ok(error <= 1e-3, `relative error ${error}`);
+      const full = { ...QUARTER, fraction: 1 };
+      const dense = await lastLogits(hybrid, densePlan(hybrid), [500]);
+      const all = await lastLogits(hybrid, planOf(hybrid, name, full), [500]);
+      const fullError = relativeError(all, dense, dense.length);
+      assert.ok(fullError <= 1e-5, `budget 1: relative error ${fullError}`);
+      hybrid.attention.dispose();
+    });
+
+  test("sample on the GPU is refused with what would work", () =>
+    assert.rejects(
+      loadEngine(
+        BYTES,
+        { device: "hybrid", attention: { prefill: "sample" } },
+        { ...TEST_HOST, gpu: async () => gpu },
+      ),
+      (error) => {
+        assert.ok(error instanceof InlayError);
+        assert.equal(error.code, "invalid-option");
+        assert.match(error.message, /attention\.prefill is "sample", but device "hybrid".*use "dhsa"/);
+        return true;
+      },
+    ));
+});
+
+describe("sparse policies in the engine", () => {
+  const prompt = IDS.subarray(0, 460);
+
+  test("usage names the policy and what it read", async () => {
+    for (const [prefill, decode] of [
+      ["dhsa", "dhsa"],
+      ["vertical-slash", "dense"],
+      ["sample", "window"],
+      ["dense", "dhsa"],
+    ] as const) {
+      const engine = await loadEngine(BYTES, {
+        attention: { prefill, decode, budget: 0.1 },
+        prefillChunk: 128,
+      });
+      const { ids, end } = await collect(engine.generate(greedy(prompt, 20)));
+      assert.equal(ids.length, 20);
+      const { attention } = end.usage;
+      assert.equal(attention.prefill.policy, prefill);
+      const read = attention.prefill.keysRead!;
+      assert.ok(prefill === "dense" ? read === 1 : read > 0.1 && read < 0.95, `${prefill}: ${read}`);
+      // 460 keys: the 512 last ones are always read while decoding.
+      assert.deepEqual(attention.decode, { policy: "dense", keysRead: 1 });
+      await engine.dispose();
+    }
+  });
+
+  test("a short context is dense under auto", async () => {
+    const engine = await loadEngine(BYTES);
+    const { end } = await collect(engine.generate(greedy(prompt, 3)));
+    assert.deepEqual(end.usage.attention.prefill, { policy: "dense", keysRead: 1 });
+    await engine.dispose();
+  });
+
+  test("a conversation goes on from a cache with features, and answers as a new one does", async () => {
+    const options = { attention: { prefill: "dhsa", budget: 0.1 }, prefillChunk: 64 } as const;
+    const engine = await loadEngine(BYTES, options);
+    const first = await collect(engine.generate(greedy(prompt.subarray(0, 384), 12)));
+    const longer = [...prompt.subarray(0, 384), ...first.ids, ...IDS.subarray(0, 40)];
+    const second = await collect(engine.generate(greedy(longer, 5)));
+    assert.equal(second.end.usage.cachedTokens, 384 + 11);
+    // Another continuation of the same beginning: whole granules of it are reused.
+    const other = await collect(engine.generate(greedy([...prompt.subarray(0, 350), 7, 8, 9], 5)));
+    assert.equal(other.end.usage.cachedTokens, 320);
+    await engine.dispose();
+  });
+});
