@@ -29,17 +29,37 @@ export interface ChunkTable {
   readonly knownAt: readonly number[];
 }
 
+/** Sums of keys, (nKvHeads * headDim) each: of all tokens, of the HALF newest, and of the HALF before those. */
+interface WindowSums {
+  readonly total: Float64Array;
+  readonly left: Float64Array;
+  readonly right: Float64Array;
+}
+
+const newSums = (width: number): WindowSums => ({
+  total: new Float64Array(width),
+  left: new Float64Array(width),
+  right: new Float64Array(width),
+});
+
+const copySums = ({ total, left, right }: WindowSums): WindowSums => ({
+  total: total.slice(),
+  left: left.slice(),
+  right: right.slice(),
+});
+
 export class BoundaryDetector implements ChunkTable {
   readonly ends: number[] = [];
   readonly knownAt: number[] = [];
   /** Keys before RoPE, (nTokens, nKvHeads * headDim): kept so that truncating can start again. */
   #keys = new Float32Array(0);
   #nTokens = 0;
-  #total: Float64Array;
+  #sums: WindowSums;
   /** Novelty by position; -1 where there are too few tokens before it. */
   readonly #novelty: number[] = [];
   readonly #isNovel: boolean[] = [];
   #average = 0;
+  #marked: { nTokens: number; sums: WindowSums; average: number; nEnds: number };
 
   /** `granule`: boundaries are moved to the nearest multiple of it. */
   constructor(
@@ -47,7 +67,8 @@ export class BoundaryDetector implements ChunkTable {
     private readonly headDim: number,
     private readonly granule: number,
   ) {
-    this.#total = new Float64Array(nKvHeads * headDim);
+    this.#sums = newSums(nKvHeads * headDim);
+    this.#marked = { nTokens: 0, sums: this.#sums, average: 0, nEnds: 0 };
   }
 
   get nTokens(): number {
@@ -60,7 +81,7 @@ export class BoundaryDetector implements ChunkTable {
 
   /** Takes the next tokens' keys before RoPE, (n, nKvHeads * headDim). */
   append(keys: Float32Array): void {
-    const width = this.#total.length;
+    const width = this.#sums.total.length;
     const n = keys.length / width;
     const needed = (this.#nTokens + n) * width;
     if (needed > this.#keys.length) {
@@ -72,39 +93,53 @@ export class BoundaryDetector implements ChunkTable {
     for (let i = 0; i < n; i++) this.#step();
   }
 
+  /** Remembers the present, so that `truncate` can come back to it quickly. */
+  mark(): void {
+    this.#marked = {
+      nTokens: this.#nTokens,
+      sums: copySums(this.#sums),
+      average: this.#average,
+      nEnds: this.ends.length,
+    };
+  }
+
   /** Forgets all tokens from `nTokens` on. */
   truncate(nTokens: number): void {
     if (nTokens === this.#nTokens) return;
-    const keys = this.#keys.subarray(0, nTokens * this.#total.length);
-    this.#nTokens = 0;
-    this.#total.fill(0);
-    this.#average = 0;
-    for (const list of [this.ends, this.knownAt, this.#novelty, this.#isNovel]) list.length = 0;
-    this.append(keys);
+    const { nTokens: marked, sums, average, nEnds } = this.#marked;
+    // What is further back than the mark is computed again from the start: the same sums, to the last bit.
+    const from = nTokens === marked ? marked : 0;
+    const positions = Math.max(0, from - HALF);
+    this.#nTokens = from;
+    this.#sums = from > 0 ? copySums(sums) : newSums(this.#sums.total.length);
+    this.#average = from > 0 ? average : 0;
+    this.#novelty.length = positions;
+    this.#isNovel.length = positions;
+    this.ends.length = from > 0 ? nEnds : 0;
+    this.knownAt.length = this.ends.length;
+    while (this.#nTokens < nTokens) this.#step();
   }
 
   fork(): BoundaryDetector {
     const fork = new BoundaryDetector(this.nKvHeads, this.headDim, this.granule);
-    fork.#keys = this.#keys.slice(0, this.#nTokens * this.#total.length);
+    fork.#keys = this.#keys.slice(0, this.#nTokens * this.#sums.total.length);
     fork.#nTokens = this.#nTokens;
-    fork.#total = this.#total.slice();
+    fork.#sums = copySums(this.#sums);
     fork.#average = this.#average;
-    fork.ends.push(...this.ends);
-    fork.knownAt.push(...this.knownAt);
+    for (const end of this.ends) fork.ends.push(end);
+    for (const n of this.knownAt) fork.knownAt.push(n);
     for (const g of this.#novelty) fork.#novelty.push(g);
     for (const b of this.#isNovel) fork.#isNovel.push(b);
+    fork.mark();
     return fork;
   }
 
   /** Counts the next token in, and decides the position LOOKAHEAD tokens back. */
   #step(): void {
-    const width = this.#total.length;
-    const at = this.#nTokens * width;
-    for (let c = 0; c < width; c++) this.#total[c]! += this.#keys[at + c]!;
-    this.#nTokens++;
+    this.#addToSums(this.#nTokens++);
     const position = this.#nTokens - 1 - HALF;
     if (position < 0) return;
-    const g = position < HALF - 1 ? -1 : this.#noveltyAt(position);
+    const g = position < HALF - 1 ? -1 : this.#noveltyOfSums();
     this.#novelty.push(g);
     if (g >= 0) {
       // Plain averages until there are enough positions for the exponential one.
@@ -116,11 +151,27 @@ export class BoundaryDetector implements ChunkTable {
     if (decided >= 0) this.#decide(decided + 1, this.#isPeak(decided));
   }
 
-  /** Mean over KV heads of 1 - cos(mean of the HALF keys up to `position`, mean of those after it). */
-  #noveltyAt(position: number): number {
-    const { nKvHeads, headDim } = this;
+  /** Moves the windows on, so that `right` ends with token t. */
+  #addToSums(t: number): void {
     const keys = this.#keys;
-    const width = nKvHeads * headDim;
+    const { total, left, right } = this.#sums;
+    const width = total.length;
+    const at = t * width;
+    const back = HALF * width;
+    for (let c = 0; c < width; c++) {
+      const entering = keys[at + c]!;
+      const crossing = t >= HALF ? keys[at - back + c]! : 0;
+      const leaving = t >= 2 * HALF ? keys[at - 2 * back + c]! : 0;
+      total[c]! += entering;
+      right[c]! += entering - crossing;
+      left[c]! += crossing - leaving;
+    }
+  }
+
+  /** Mean over KV heads of 1 - cos(left, right), both centred. */
+  #noveltyOfSums(): number {
+    const { nKvHeads, headDim } = this;
+    const { total, left, right } = this.#sums;
     const centre = HALF / this.#nTokens;
     let sum = 0;
     for (let h = 0; h < nKvHeads; h++) {
@@ -128,12 +179,9 @@ export class BoundaryDetector implements ChunkTable {
       let ll = 0;
       let rr = 0;
       for (let c = h * headDim; c < (h + 1) * headDim; c++) {
-        const mean = this.#total[c]! * centre;
-        let l = -mean;
-        let r = -mean;
-        let at = (position - HALF + 1) * width + c;
-        for (let j = 0; j < HALF; j++, at += width) l += keys[at]!;
-        for (let j = 0; j < HALF; j++, at += width) r += keys[at]!;
+        const mean = total[c]! * centre;
+        const l = left[c]! - mean;
+        const r = right[c]! - mean;
         lr += l * r;
         ll += l * l;
         rr += r * r;

@@ -149,6 +149,7 @@ export class KeyFeatures implements CacheCompanion {
         throw internalError(`layer ${layer} has key features of ${state.nTokens} of ${nTokens} tokens`);
       state.committedTail = undefined;
     }
+    this.#detector?.mark();
     this.#committed = nTokens;
   }
 

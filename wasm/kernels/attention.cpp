@@ -268,7 +268,8 @@ int attend(const AttendCall& call) {
     }
     return most;
   }();
-  if (longest <= kExactPages) {
+  // Short contexts only: a short list of a long context is a sparse selection, where speed is the point.
+  if (longest <= kExactPages && call.q_start + call.n_tokens <= kExactKeys) {
     const size_t floats = align64(exact_floats(head_dim) * 4) / 4;
     float* const exact_scratch = reserve_scratch(floats * n_threads() * 4);
     if (!exact_scratch) return kOutOfMemory;

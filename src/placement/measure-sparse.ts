@@ -1,0 +1,178 @@
+/**
+ * How much faster a selection policy makes the attention of a long prompt: one layer, made-up text with structure, on any
+ * device whose activations are in WASM memory. Selection and attention are timed apart, each beside dense attention
+ * of the same queries, one after the other, so that what slows the machine meets both.
+ */
+
+import { DensePolicy } from "../attention/dense.ts";
+import type { AttentionShape, Budget, SelectionPolicy } from "../attention/policy.ts";
+import { AttentionTally } from "../attention/tally.ts";
+import { WindowPolicy } from "../attention/window.ts";
+import type { AttentionOps, UnselectedCall } from "../backend/backend.ts";
+import type { WasmOps } from "../backend/wasm/wasm-ops.ts";
+import type { WasmTensor } from "../backend/wasm/wasm-tensor.ts";
+import type { PagedCache } from "../kv/paged-cache.ts";
+import { type AttentionPlan, PageSelector } from "../model/select-pages.ts";
+
+/** What is measured where. */
+export interface SparseMeasurement {
+  readonly ops: WasmOps;
+  /** Made for one layer of `shape`. */
+  readonly attention: AttentionOps;
+  /** One layer without a sliding window. */
+  readonly shape: AttentionShape;
+  readonly policy: SelectionPolicy;
+  readonly budget: Budget;
+  /** Prompt lengths. */
+  readonly length: number;
+  /** Prompt tokens per call. @default 512 */
+  readonly chunk?: number | undefined;
+  /** Calls that are timed, evenly spread over the prompt; the others only fill the cache. @default 8 */
+  readonly maxCalls?: number | undefined;
+  /** @default 3 */
+  readonly rounds?: number | undefined;
+}
+
+/** Milliseconds of the whole prompt's attention in one layer, one entry per round. */
+export interface SparseTimes {
+  readonly length: number;
+  readonly dense: number[];
+  readonly selection: number[];
+  readonly attention: number[];
+  /** Share of the pages before the queries that were read. */
+  readonly keysRead: number;
+}
+
+const CHUNK = 512;
+const BLOCK = 32;
+const EVERYTHING: Budget = { tokens: Infinity, sinks: 0, local: 0, denseBelow: Infinity };
+/** Reads little: fills the cache between the calls that are timed. */
+const LITTLE: Budget = { tokens: 1, sinks: 0, local: 0, denseBelow: 0 };
+
+export async function measureSparse(m: SparseMeasurement): Promise<SparseTimes> {
+  const { ops, attention, shape, length, chunk = CHUNK, maxCalls = 8, rounds = 3 } = m;
+  const features = m.policy.needs?.pooled;
+  const tally = new AttentionTally();
+  const plans: Record<"sparse" | "dense" | "filling", AttentionPlan> = {
+    sparse: { policy: m.policy, budget: m.budget, features },
+    dense: { policy: new DensePolicy(shape), budget: EVERYTHING },
+    filling: { policy: new WindowPolicy(shape), budget: LITTLE, features },
+  };
+  const nCalls = Math.ceil(length / chunk);
+  const step = Math.max(1, Math.floor(nCalls / maxCalls));
+  const text = new MadeUpText(shape);
+  const cache = attention.createCache();
+  const sums = { dense: zeros(rounds), selection: zeros(rounds), attention: zeros(rounds) };
+  let nTimed = 0;
+  try {
+    for (let call = 0; call < nCalls; call++) {
+      const qLen = Math.min(chunk, length - cache.nTokens);
+      using rows = text.next(ops, qLen);
+      const run = (plan: AttentionPlan, commits = false) => runCall(m, cache, plan, rows, commits);
+      // The middle one of every `step` calls stands for all of them: the cost grows with the position.
+      if (call % step === step >> 1) {
+        if (nTimed === 0) for (const plan of [plans.dense, plans.sparse]) await run(plan);
+        nTimed++;
+        for (let round = 0; round < rounds; round++) {
+          const dense = await run(plans.dense);
+          const sparse = await run({ ...plans.sparse, tally: round === 0 ? tally : undefined });
+          sums.dense[round]! += dense.selection + dense.attention;
+          sums.selection[round]! += sparse.selection;
+          sums.attention[round]! += sparse.attention;
+        }
+      }
+      await run(plans.filling, true);
+    }
+  } finally {
+    cache.dispose();
+  }
+  const whole = (times: number[]) => times.map((ms) => (ms * nCalls) / nTimed);
+  return {
+    length,
+    dense: whole(sums.dense),
+    selection: whole(sums.selection),
+    attention: whole(sums.attention),
+    keysRead: tally.fraction ?? 1,
+  };
+}
+
+/** Runs one call; the cache is left as it was unless it commits. Returns milliseconds. */
+async function runCall(
+  { ops, attention, shape }: SparseMeasurement,
+  cache: PagedCache,
+  plan: AttentionPlan,
+  { q, k, v }: Rows,
+  commits: boolean,
+): Promise<{ selection: number; attention: number }> {
+  const blocks = { qStart: cache.nTokens, qLen: q.nTokens, blockSize: BLOCK };
+  const call: UnselectedCall = { layer: 0, q, k, v, cache, blocks, scale: shape.headDim ** -0.5 };
+  cache.reserve(q.nTokens);
+  const start = performance.now();
+  const selector = new PageSelector(ops, attention, shape, plan, cache, blocks);
+  await selector.beforeRope(0, k);
+  const selections = selector.select(call);
+  const selected = performance.now();
+  using _out = await attention.attend({ ...call, selections });
+  const end = performance.now();
+  if (commits) cache.commit(q.nTokens);
+  else cache.truncate(cache.nTokens);
+  return { selection: selected - start, attention: end - selected };
+}
+
+interface Rows extends Disposable {
+  readonly q: WasmTensor;
+  readonly k: WasmTensor;
+  readonly v: WasmTensor;
+}
+
+/** Topics of some dozens of tokens: keys share a topic's direction and a constant; queries look for earlier topics. */
+class MadeUpText {
+  #state = 1;
+  #left = 0;
+  readonly #topics: Float32Array[] = [];
+  #wanted = new Float32Array(0);
+
+  constructor(private readonly shape: AttentionShape) {}
+
+  next(ops: WasmOps, nTokens: number): Rows {
+    const { nHeads, nKvHeads, headDim } = this.shape;
+    const q = ops.heap.create(nTokens, nHeads * headDim);
+    const k = ops.heap.create(nTokens, nKvHeads * headDim);
+    const v = ops.heap.create(nTokens, nKvHeads * headDim);
+    for (const { view } of [q, k, v]) for (let i = 0; i < view.length; i++) view[i] = this.#uniform() - 0.5;
+    const queries = q.view;
+    const keys = k.view;
+    const group = nHeads / nKvHeads;
+    const width = nKvHeads * headDim;
+    for (let t = 0; t < nTokens; t++) {
+      if (this.#left-- === 0) {
+        this.#left = 16 + Math.floor(48 * this.#uniform());
+        this.#topics.push(Float32Array.from({ length: width }, () => 2 * this.#uniform() - 1));
+        this.#wanted = this.#topics[Math.floor(this.#uniform() * this.#topics.length)]!;
+      }
+      const topic = this.#topics.at(-1)!;
+      for (let c = 0; c < width; c++) keys[t * width + c]! += topic[c]! + 1;
+      for (let h = 0; h < nHeads; h++)
+        for (let c = 0; c < headDim; c++)
+          queries[(t * nHeads + h) * headDim + c]! += this.#wanted[Math.floor(h / group) * headDim + c]!;
+    }
+    return {
+      q,
+      k,
+      v,
+      [Symbol.dispose]() {
+        for (const tensor of [q, k, v]) tensor[Symbol.dispose]();
+      },
+    };
+  }
+
+  /** Uniform numbers in [0, 1) (a linear congruential generator: quick, and good enough for noise). */
+  #uniform(): number {
+    this.#state = (Math.imul(this.#state, 1664525) + 1013904223) >>> 0;
+    return this.#state / 2 ** 32;
+  }
+}
+
+function zeros(n: number): number[] {
+  return new Array<number>(n).fill(0);
+}
