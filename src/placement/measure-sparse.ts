@@ -130,7 +130,7 @@ class MadeUpText {
   #state = 1;
   #left = 0;
   readonly #topics: Float32Array[] = [];
-  #wanted = new Float32Array(0);
+  #wanted: Float32Array = new Float32Array(0);
 
   constructor(private readonly shape: AttentionShape) {}
 
