@@ -92,8 +92,8 @@ INLAY_EXPORT(attend_pages) int attend_pages(const AttendCall* call) { return att
 // ---- what selection policies see --------------------------------------------------------------------------
 
 INLAY_EXPORT(pool_run_rows)
-void pool_run_rows(const float* x, int n_heads, int head_dim, int group, const uint32_t* ends, int n_runs, float* out) {
-  pool_runs(x, n_heads, head_dim, group, ends, n_runs, out);
+void pool_run_rows(const float* x, int width, const uint32_t* ends, int n_runs, float* out) {
+  pool_runs(x, width, ends, n_runs, out);
 }
 
 INLAY_EXPORT(sample_page_masses)

@@ -26,7 +26,7 @@ import {
   type Selection,
   type SelectionPolicy,
 } from "./policy.ts";
-import { dot, Ranking } from "./ranking.ts";
+import { dot, Ranking, sumHeads } from "./ranking.ts";
 
 /** How DHSA-TF is set up. */
 export interface DhsaOptions {
@@ -101,14 +101,17 @@ export class DhsaPolicy implements SelectionPolicy {
     { querySums, keys }: LayerView = {},
   ): Selection[] {
     if (!querySums || !keys) throw internalError("dhsa without pooled queries and keys");
+    const { nHeads, nKvHeads, headDim } = this.shape;
     const window = this.shape.window[layer];
     const bounds = Array.from({ length: blockCount(blocks) }, (_, b) => rowBounds(blocks, b, budget, window));
     const rows = new PageRows(blocks.qStart + blocks.qLen);
     const isNeeded = bounds.some(({ isDense }) => !isDense);
     const candidates: Candidates = {
       chunks: keys.chunks(layer),
-      queries: isNeeded ? this.#perList(querySums) : querySums,
-      features: isNeeded ? this.#perList(keys.chunkFeatures(layer)) : querySums,
+      queries: sumHeads(querySums, headDim, nHeads / this.#nLists),
+      features: isNeeded
+        ? sumHeads(keys.chunkFeatures(layer), headDim, nKvHeads / this.#nLists)
+        : NO_FEATURES,
     };
     const remembered =
       blocks.qLen === 1 && isNeeded ? this.#recall(keys, layer, blocks.qStart, candidates) : undefined;
@@ -198,17 +201,9 @@ export class DhsaPolicy implements SelectionPolicy {
     layers.set(layer, now);
     return now;
   }
-
-  /** (n, nKvHeads, headDim) as (n, nLists, headDim): as it is, or summed over the heads. */
-  #perList(pooled: Float32Array): Float32Array {
-    const { nKvHeads, headDim } = this.shape;
-    if (this.#nLists === nKvHeads) return pooled;
-    const sums = new Float32Array(pooled.length / nKvHeads);
-    for (let i = 0; i < pooled.length; i++)
-      sums[Math.floor(i / (nKvHeads * headDim)) * headDim + (i % headDim)]! += pooled[i]!;
-    return sums;
-  }
 }
+
+const NO_FEATURES = new Float32Array(0);
 
 /** How many entries of an ascending list are at most `x`. */
 function countAtMost(list: readonly number[], x: number): number {

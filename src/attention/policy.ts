@@ -76,7 +76,7 @@ export interface PolicyNeeds {
 /** What a policy sees of one layer in one call: plain numbers, f32, made by the backend. */
 export interface LayerView {
   /**
-   * Queries after RoPE, summed over each block's tokens and each KV head's query heads: (nBlocks, nKvHeads, headDim).
+   * Queries after RoPE, summed over each block's tokens: (nBlocks, nHeads, headDim).
    */
   readonly querySums?: Float32Array | undefined;
   /** Keys of the sequence up to this call's last token, pooled. */

@@ -45,3 +45,12 @@ export function dot(a: Float32Array, aAt: number, b: Float32Array, bAt: number, 
   }
   return even + odd;
 }
+
+/** Sums every `group` neighbouring heads: (n, nHeads, headDim) as (n, nHeads / group, headDim). */
+export function sumHeads(x: Float32Array, headDim: number, group: number): Float32Array {
+  if (group === 1) return x;
+  const sums = new Float32Array(x.length / group);
+  for (let head = 0; head * headDim < x.length; head++)
+    for (let c = 0; c < headDim; c++) sums[Math.floor(head / group) * headDim + c]! += x[head * headDim + c]!;
+  return sums;
+}

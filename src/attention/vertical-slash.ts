@@ -21,7 +21,7 @@ import {
   type Selection,
   type SelectionPolicy,
 } from "./policy.ts";
-import { dot, Ranking } from "./ranking.ts";
+import { dot, Ranking, sumHeads } from "./ranking.ts";
 
 /** Queries that are scored: the paper's last query block. */
 const SAMPLED_QUERIES = 128;
@@ -50,10 +50,11 @@ export class VerticalSlashPolicy implements SelectionPolicy {
     const rows = new PageRows(blocks.qStart + blocks.qLen);
     const nPages = Math.ceil((blocks.qStart + blocks.qLen) / PAGE_TOKENS);
     const sums = keys.granuleSums(layer);
+    const queries = sumHeads(querySums, this.shape.headDim, this.shape.nHeads / nKvHeads);
     for (let h = 0; h < nKvHeads; h++) {
       const columns = new Float32Array(nPages);
       const slashes = new Float32Array(nPages);
-      this.#addMasses(blocks, querySums, sums, h, columns, slashes);
+      this.#addMasses(blocks, queries, sums, h, columns, slashes);
       addLineRows(rows, this.#ranking, { columns, slashes }, blocks, budget, this.shape.window[layer]);
     }
     return [rows.finish(layer, this.shape, blocks, false)];
@@ -62,7 +63,7 @@ export class VerticalSlashPolicy implements SelectionPolicy {
   /** Softmax over page means of the newest blocks of KV head h, per page and per distance in pages. */
   #addMasses(
     blocks: QueryBlocks,
-    querySums: Float32Array,
+    queries: Float32Array,
     keySums: Float32Array,
     h: number,
     columns: Float32Array,
@@ -81,8 +82,7 @@ export class VerticalSlashPolicy implements SelectionPolicy {
       for (let page = 0; page <= own; page++) {
         const nKeys = Math.min(PAGE_TOKENS, nTokens - page * PAGE_TOKENS);
         const at = (page * nKvHeads + h) * headDim;
-        logits[page] =
-          (dot(querySums, (b * nKvHeads + h) * headDim, keySums, at, headDim) * meanScale) / nKeys;
+        logits[page] = (dot(queries, (b * nKvHeads + h) * headDim, keySums, at, headDim) * meanScale) / nKeys;
       }
       const top = logits.reduce((a, x) => Math.max(a, x), -Infinity);
       let total = 0;

@@ -87,12 +87,11 @@ export interface Ops {
   /** Copies row `i` out: (1, width). */
   row(x: Tensor, i: number): Tensor;
   /**
-   * Sums of x over runs of tokens and groups of `group` neighbouring heads of `headDim` columns, for selection policies.
-   * Run i is tokens [ends[i-1], ends[i]). `sums`, on the host, is (nRuns, width / group): run 0 is added to what is
-   * there, the others start from zero. Absent where activations are not in WASM memory: policies that look at
+   * Sums of x over runs of tokens, for selection policies. Run i is tokens [ends[i-1], ends[i]). `sums`, on the host,
+   * is (nRuns, width): run 0 is added to what is there, the others start from zero. Absent where activations are not in WASM memory: policies that look at
    * queries or keys cannot run there.
    */
-  pool?(x: Tensor, headDim: number, group: number, ends: Uint32Array, sums: Float32Array): void;
+  pool?(x: Tensor, ends: Uint32Array, sums: Float32Array): void;
   /** Copies x to the host, (nTokens * width). The one place where results leave the device. */
   read(x: Tensor): Promise<Float32Array> | Float32Array;
   /** Bytes held for weights and for scratch. */

@@ -60,7 +60,7 @@ export class PageSelector {
   select(call: UnselectedCall): Selection[] {
     const { plan, blocks, shape } = this;
     const { layer } = call;
-    this.#features?.append(layer, blocks.qLen, (ends, sums) => this.#pool(call.k, 1, ends, sums));
+    this.#features?.append(layer, blocks.qLen, (ends, sums) => this.#pool(call.k, ends, sums));
     const selections = plan.policy.select(layer, blocks, plan.budget, this.#view(call));
     if (isDebug) for (const selection of selections) assertSelection(selection, shape, blocks, plan.budget);
     plan.tally?.count(selections, blocks, shape);
@@ -81,18 +81,18 @@ export class PageSelector {
   }
 
   #querySums(q: Tensor): Float32Array {
-    const { nHeads, nKvHeads, headDim } = this.shape;
+    const { nHeads, headDim } = this.shape;
     const { qLen, blockSize } = this.blocks;
     const nBlocks = blockCount(this.blocks);
     const ends = Uint32Array.from({ length: nBlocks }, (_, b) => Math.min((b + 1) * blockSize, qLen));
-    const sums = new Float32Array(nBlocks * nKvHeads * headDim);
-    this.#pool(q, nHeads / nKvHeads, ends, sums);
+    const sums = new Float32Array(nBlocks * nHeads * headDim);
+    this.#pool(q, ends, sums);
     return sums;
   }
 
-  #pool(x: Tensor, group: number, ends: Uint32Array, sums: Float32Array): void {
+  #pool(x: Tensor, ends: Uint32Array, sums: Float32Array): void {
     if (!this.ops.pool) throw internalError(`policy ${this.plan.policy.name} on a device that does not pool`);
-    this.ops.pool(x, this.shape.headDim, group, ends, sums);
+    this.ops.pool(x, ends, sums);
   }
 }
 

@@ -95,8 +95,7 @@ describe("chunk features", () => {
   const feed = (f: KeyFeatures, keys: Float32Array, from: number, to: number) => {
     const part = keys.subarray(from * WIDTH, to * WIDTH);
     f.appendBoundaryKeys(part);
-    for (const layer of [0, 1])
-      f.append(layer, to - from, (ends, sums) => poolRows(part, N_KV_HEADS, HEAD_DIM, 1, ends, sums));
+    for (const layer of [0, 1]) f.append(layer, to - from, (ends, sums) => poolRows(part, WIDTH, ends, sums));
   };
 
   test("are sums over sqrt(length), whatever the parts", () => {

@@ -24,7 +24,7 @@ const POLICIES: Record<string, Maker> = Object.fromEntries(
     (shape: AttentionShape) => createPolicy(name, shape, shape.headDim ** -0.5),
   ]),
 );
-for (const granule of [8, 16, 32])
+for (const granule of [8, 32])
   for (const headMode of ["layer", "kvGroup"] as const)
     POLICIES[`dhsa, granule ${granule}, lists per ${headMode}`] = (shape) =>
       new DhsaPolicy(shape, { granule, headMode });

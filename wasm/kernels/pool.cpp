@@ -72,13 +72,11 @@ void add_row_masses(const AttendCall& call, const float* q, int kv_head, int pos
 
 }  // namespace
 
-void pool_runs(const float* x, int n_heads, int head_dim, int group, const uint32_t* ends, int n_runs, float* out) {
-  const int n_groups = n_heads / group;
+void pool_runs(const float* x, int width, const uint32_t* ends, int n_runs, float* out) {
   uint32_t token = 0;
-  for (int run = 0; run < n_runs; run++, out += size_t(n_groups) * head_dim) {
-    if (run > 0) memset(out, 0, size_t(n_groups) * head_dim * 4);
-    for (; token < ends[run]; token++)
-      for (int head = 0; head < n_heads; head++, x += head_dim) add_vector(out + head / group * head_dim, x, head_dim);
+  for (int run = 0; run < n_runs; run++, out += width) {
+    if (run > 0) memset(out, 0, size_t(width) * 4);
+    for (; token < ends[run]; token++, x += width) add_vector(out, x, width);
   }
 }
 

@@ -3,12 +3,12 @@
 
 #include "attention.h"
 
-// Sums over runs of tokens and over groups of neighbouring heads.
-//   x     (n_tokens, n_heads, head_dim)            head_dim % 4 == 0
-//   ends  (n_runs) run i is tokens [ends[i-1], ends[i]), ascending; the last is at most n_tokens
-//   out   (n_runs, n_heads / group, head_dim)      run 0 is added to what is there, the others start at zero
+// Sums over runs of tokens.
+//   x     (n_tokens, width)    width % 4 == 0
+//   ends  (n_runs)             run i is tokens [ends[i-1], ends[i]), ascending; the last is at most n_tokens
+//   out   (n_runs, width)      run 0 is added to what is there, the others start at zero
 // Tokens are added in order, one by one, so that a run that is cut by a call's end and continued has the same bits.
-void pool_runs(const float* x, int n_heads, int head_dim, int group, const uint32_t* ends, int n_runs, float* out);
+void pool_runs(const float* x, int width, const uint32_t* ends, int n_runs, float* out);
 
 // Exact causal attention probabilities of sampled query rows, summed per page and per page diagonal.
 //   rows      (n_rows) indices of tokens of the call; their keys must have been appended

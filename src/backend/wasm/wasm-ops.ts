@@ -112,18 +112,17 @@ export class WasmOps implements Ops {
     return out;
   }
 
-  pool(x: Tensor, headDim: number, group: number, ends: Uint32Array, sums: Float32Array): void {
+  pool(x: Tensor, ends: Uint32Array, sums: Float32Array): void {
     const { ptr, width } = wasmTensor(x);
-    const rowLength = width / group;
-    if (sums.length !== ends.length * rowLength || (ends.at(-1) ?? 0) > x.nTokens)
+    if (sums.length !== ends.length * width || (ends.at(-1) ?? 0) > x.nTokens)
       throw internalError(
         `pooling (${x.nTokens}, ${width}) in ${ends.length} runs to ${sums.length} numbers`,
       );
     const endsPtr = this.wasm.alloc(ends.byteLength + sums.byteLength, "pooled rows");
     const sumsPtr = endsPtr + ends.byteLength;
     this.wasm.u32(endsPtr, ends.length).set(ends);
-    this.wasm.f32(sumsPtr, rowLength).set(sums.subarray(0, rowLength));
-    this.wasm.call("pool_run_rows", ptr, width / headDim, headDim, group, endsPtr, ends.length, sumsPtr);
+    this.wasm.f32(sumsPtr, width).set(sums.subarray(0, width));
+    this.wasm.call("pool_run_rows", ptr, width, endsPtr, ends.length, sumsPtr);
     sums.set(this.wasm.f32(sumsPtr, sums.length));
     this.wasm.free(endsPtr);
   }
