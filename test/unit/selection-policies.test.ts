@@ -115,22 +115,24 @@ for (const [name, make] of Object.entries(POLICIES)) {
       }
     });
 
-    test("a prompt in parts reads what a whole one does, or the policy says that it looks ahead", (t) => {
-      for (const { shape, layer, length, budget, rows } of trials(14, 4)) {
-        const policy = make(shape);
-        if (policy.lookahead) return t.skip("the policy looks ahead (I9)");
-        const parts: number[] = [];
-        for (let left = length; left > 0; left -= parts.at(-1)!) parts.push(Math.min(left, 96));
-        const whole = selectInParts(make(shape), shape, rows, [length], budget, { layer })[0]!;
-        for (const { blocks, selection } of selectInParts(make(shape), shape, rows, parts, budget, { layer }))
-          for (let b = 0; b < selection.nBlocks; b++)
-            for (let h = 0; h < shape.nKvHeads; h++) {
-              const tokens = tokensRead(selection, b, h);
-              const expected = tokensRead(whole.selection, blocks.qStart / 32 + b, h);
-              assert.deepEqual([...tokens], [...expected], `block ${b} of part at ${blocks.qStart}`);
-            }
-      }
-    });
+    if (!make(trials(1, 0)[0]!.shape).lookahead)
+      // I9 does not hold for policies that look ahead.
+      test("a prompt in parts reads what a whole one does", () => {
+        for (const { shape, layer, length, budget, rows } of trials(14, 4)) {
+          const parts: number[] = [];
+          for (let left = length; left > 0; left -= parts.at(-1)!) parts.push(Math.min(left, 96));
+          const whole = selectInParts(make(shape), shape, rows, [length], budget, { layer })[0]!;
+          for (const { blocks, selection } of selectInParts(make(shape), shape, rows, parts, budget, {
+            layer,
+          }))
+            for (let b = 0; b < selection.nBlocks; b++)
+              for (let h = 0; h < shape.nKvHeads; h++) {
+                const tokens = tokensRead(selection, b, h);
+                const expected = tokensRead(whole.selection, blocks.qStart / 32 + b, h);
+                assert.deepEqual([...tokens], [...expected], `block ${b} of part at ${blocks.qStart}`);
+              }
+        }
+      });
 
     test("reads no more than the budget, what is forced excepted", () => {
       for (const { shape, parts, budget, rows } of trials(21, 5)) {
