@@ -60,7 +60,7 @@ export const POLICIES: readonly Candidate[] = PREFILL_POLICIES.filter((name) => 
 );
 
 /** The best that whole pages could do; needs the probabilities, which only `measureRecall` has. */
-const ORACLE: Candidate = {
+export const ORACLE: Candidate = {
   name: "oracle",
   make: () => {
     throw new Error("the oracle is made by measureRecall");

@@ -3,11 +3,13 @@
 import type { Model } from "../api/model.ts";
 import type { GenerateUsage } from "../generate/events.ts";
 import { integerList, readArguments } from "./arguments.ts";
+import { BENCH_ATTENTION_USAGE, benchAttention } from "./bench-attention.ts";
 import { loadArgument, MODEL_OPTIONS } from "./model-argument.ts";
 
 export const BENCH_USAGE =
   "inlay bench MODEL [--prompt-tokens 512,4096] [--contexts 0,4096,16384] [--decode-tokens N] [--runs N]\n" +
-  "          [--device …] [--threads N] [--context N] [--attention POLICY] [--budget B] [--kv FORMAT] [--json]";
+  "          [--device …] [--threads N] [--context N] [--attention POLICY] [--budget B] [--kv FORMAT] [--json]\n" +
+  `  ${BENCH_ATTENTION_USAGE}`;
 
 const OPTIONS = {
   ...MODEL_OPTIONS,
@@ -30,6 +32,7 @@ interface BenchRow {
 }
 
 export async function bench(args: readonly string[], signal: AbortSignal): Promise<void> {
+  if (args[0]?.split("=")[0] === "--attention") return benchAttention(args);
   const { options, positionals } = readArguments(args, OPTIONS, ["MODEL"]);
   const prompts = integerList("prompt-tokens", options["prompt-tokens"] ?? "128,512", 1);
   const contexts = integerList("contexts", options.contexts ?? "0,512", 0);

@@ -25,10 +25,10 @@ const DECODE_LOCAL = 512;
 const LEAST_TOKENS = 256;
 
 /**
- * Up to this many keys "auto" is dense. Sparse prefill is faster from about 1K keys on (bench/attention.ts); below
- * 4K it saves too little of the whole prefill to be worth any loss.
+ * Up to this many keys "auto" is dense. Attention breaks even at about 1K tokens and is 2.6 times as fast at 2K in WASM
+ * (bench/attention.ts); below that, prefill as a whole gains too little to be worth any loss.
  */
-export const AUTO_DENSE_BELOW = 4096;
+export const AUTO_DENSE_BELOW = 2048;
 
 /** Plans for a model on a device. Throws `invalid-option` where the device cannot run a policy. */
 export function attentionPlans(

@@ -191,6 +191,52 @@ test("inspect tells metadata, tensors by type and the memory plan", () => {
   assert.match(stdout, /llama, 2 layers, width 64, 4 heads \(2 KV\) of 16/);
 });
 
+test("bench --attention times a policy beside dense attention, without a model", () => {
+  const { value } = json("bench", "--attention", "--lengths", "300,1024", "--runs", "1");
+  assert.equal(value.policy, "dhsa");
+  assert.deepEqual(
+    value.rows.map(({ tokens }: { tokens: number }) => tokens),
+    [300, 1024],
+  );
+  for (const row of value.rows) assert.ok(row.denseMs > 0 && row.kernelMs > 0 && row.selectionMs > 0);
+  assert.ok(value.rows[1].keysRead < 0.6);
+  const table = inlay("bench", "--attention", "vertical-slash", "--lengths", "512", "--runs", "1");
+  assert.equal(table.status, 0, table.stderr);
+  assert.match(table.stdout, /vertical-slash at 25 % of the keys on wasm(.|\n)* 512 /);
+  for (const [args, message] of [
+    [["--attention", "linear"], /--attention is "linear".*"dhsa"/],
+    [["--attention", "--budget", "1.5"], /--budget is 1.5.*<= 1/],
+  ] as const) {
+    const { status, stderr } = inlay("bench", ...args);
+    assert.equal(status, 1);
+    assert.match(stderr, message);
+  }
+});
+
+test("run --attention says which policy ran and what it read", () => {
+  const prompt = "once upon a time ".repeat(34);
+  const args = [
+    "run",
+    MODEL,
+    "--prompt",
+    prompt,
+    "--raw",
+    "--device",
+    "wasm",
+    "--max-tokens",
+    "3",
+    "--temperature",
+    "0",
+  ];
+  const { value } = json(...args, "--attention", "dhsa", "--budget", "0.1");
+  assert.equal(value.usage.extra.attention.prefill.policy, "dhsa");
+  assert.ok(value.usage.extra.attention.prefill.keys_read < 1);
+  assert.deepEqual(value.usage.extra.attention.decode, { policy: "dense", keys_read: 1 });
+  const refused = inlay(...args, "--budget", "0");
+  assert.equal(refused.status, 1);
+  assert.match(refused.stderr, /attention.budget is 0; it must be a number with 0 < attention.budget <= 1/);
+});
+
 test("bench prints rates for every length asked for", () => {
   const { value } = json(
     "bench",
