@@ -6,6 +6,7 @@ import type { PolicyName } from "../../src/attention/names.ts";
 import { PREFILL_POLICIES } from "../../src/attention/names.ts";
 import { createPolicy } from "../../src/attention/policies.ts";
 import type { Budget, Selection, SelectionPolicy } from "../../src/attention/policy.ts";
+import { AttentionTally } from "../../src/attention/tally.ts";
 import type { WasmOps } from "../../src/backend/wasm/wasm-ops.ts";
 import { GpuDevice } from "../../src/backend/webgpu/device.ts";
 import { HybridAttention } from "../../src/backend/webgpu/hybrid-attention.ts";
@@ -121,6 +122,45 @@ describe("sparse policies in the forward pass", () => {
         assert.ok(error <= 1e-5, `${parts}: relative error ${error}`);
       }
     });
+
+  test("decoding with dhsa: a budget of 1 equals dense, a quarter reads a quarter, and what is cached stays", async () => {
+    const model = await wasmModel;
+    const decode = async (fraction: number | undefined) => {
+      const cache = model.attention.createCache();
+      const dense = densePlan(model);
+      const plan = planOf(model, "dhsa", { ...QUARTER, fraction: fraction ?? 1 });
+      const tally = new AttentionTally();
+      await forward(
+        model,
+        cache,
+        IDS.subarray(0, 440),
+        { ...dense, features: plan.features },
+        "none",
+        new Checkpoint(undefined),
+      );
+      const logits: Float32Array[] = [];
+      for (let t = 440; t < 480; t++) {
+        const how = { ...(fraction === undefined ? dense : plan), features: plan.features, tally };
+        logits.push(
+          (await forward(model, cache, IDS.subarray(t, t + 1), how, "last", new Checkpoint(undefined)))!,
+        );
+      }
+      assert.equal(cache.nTokens, 480);
+      assert.equal(cache.slots.length, 15, "every page is kept");
+      cache.dispose();
+      return { logits, read: tally.fraction! };
+    };
+    const dense = await decode(undefined);
+    const all = await decode(1);
+    const quarter = await decode(0.25);
+    assert.equal(all.read, 1);
+    assert.ok(quarter.read > 0.2 && quarter.read < 0.5, `${quarter.read} of the pages`);
+    for (const [t, expected] of dense.logits.entries()) {
+      const error = relativeError(all.logits[t]!, expected, expected.length);
+      assert.ok(error <= 1e-5, `token ${t}: relative error ${error}`);
+      assert.ok(quarter.logits[t]!.every(Number.isFinite));
+    }
+  });
 
   test("the features of a cache with more tokens than were seen are an internal error", async () => {
     const model = await wasmModel;
