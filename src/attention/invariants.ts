@@ -77,3 +77,22 @@ export function assertSelection(
     }
   }
 }
+
+/**
+ * Asserts that rows about to be cached are finite: (nTokens, width) values whose first token stands at `position`.
+ * Throws a plain Error naming layer, page and token.
+ */
+export function assertFiniteRows(
+  layer: number,
+  what: "keys" | "values",
+  rows: Float32Array,
+  width: number,
+  position: number,
+): void {
+  const bad = rows.findIndex((x) => !Number.isFinite(x));
+  if (bad < 0) return;
+  const token = position + Math.floor(bad / width);
+  throw new Error(
+    `${what} of layer ${layer}, page ${Math.floor(token / PAGE_TOKENS)}: ${rows[bad]} at token ${token}, column ${bad % width}`,
+  );
+}

@@ -92,10 +92,8 @@ export class KeyFeatures implements CacheCompanion {
     const runs = state.sums.subarray(first * width, (first + nRuns) * width);
     if (from % granule === 0) runs.fill(0, 0, width);
     else state.committedTail ??= runs.slice(0, width);
-    const ends = Uint32Array.from(
-      { length: nRuns },
-      (_, i) => Math.min((first + i + 1) * granule, to) - from,
-    );
+    const ends = new Uint32Array(nRuns);
+    for (let i = 0; i < nRuns; i++) ends[i] = Math.min((first + i + 1) * granule, to) - from;
     pool(ends, runs);
     state.nTokens = to;
     if (layer === 0) this.#fixed.setTokens(to);

@@ -50,6 +50,7 @@ async function selfAttention(call: ForwardCall, w: LayerWeights, layer: number, 
     await selector.beforeRope(layer, k!);
     ops.ropeInPlace(q!, angles, config.headDim);
     ops.ropeInPlace(k!, angles, config.headDim);
+    await selector.checkRows(layer, k!, v!);
     const unselected: UnselectedCall = {
       layer,
       q: q!,

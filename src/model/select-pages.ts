@@ -3,7 +3,7 @@
  * sequence's key features up to date, and asks the policy.
  */
 
-import { assertSelection } from "../attention/invariants.ts";
+import { assertFiniteRows, assertSelection } from "../attention/invariants.ts";
 import { KeyFeatures } from "../attention/key-features.ts";
 import {
   type AttentionShape,
@@ -54,6 +54,14 @@ export class PageSelector {
   async beforeRope(layer: number, k: Tensor): Promise<void> {
     if (this.#features?.shape.boundaryLayer !== layer) return;
     this.#features.appendBoundaryKeys(await this.ops.read(k));
+  }
+
+  /** In debug builds, looks for NaN and infinity in what is about to be cached. */
+  async checkRows(layer: number, k: Tensor, v: Tensor): Promise<void> {
+    if (!isDebug) return;
+    const position = this.blocks.qStart;
+    assertFiniteRows(layer, "keys", await this.ops.read(k), k.width, position);
+    assertFiniteRows(layer, "values", await this.ops.read(v), v.width, position);
   }
 
   /** What each block of a layer reads. Queries and keys are rotated, and the cache has room for them. */

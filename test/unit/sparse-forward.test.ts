@@ -7,13 +7,17 @@ import { PREFILL_POLICIES } from "../../src/attention/names.ts";
 import { createPolicy } from "../../src/attention/policies.ts";
 import type { Budget, Selection, SelectionPolicy } from "../../src/attention/policy.ts";
 import { AttentionTally } from "../../src/attention/tally.ts";
+import type { Ops } from "../../src/backend/backend.ts";
 import type { WasmOps } from "../../src/backend/wasm/wasm-ops.ts";
 import { GpuDevice } from "../../src/backend/webgpu/device.ts";
 import { HybridAttention } from "../../src/backend/webgpu/hybrid-attention.ts";
+import { openWebgpuPair } from "../../src/backend/webgpu/webgpu-pair.ts";
+import { attentionPlans } from "../../src/engine/attention-plans.ts";
 import { Checkpoint } from "../../src/engine/yielding.ts";
 import { InlayError } from "../../src/errors.ts";
 import { attentionShape, forward, type Transformer } from "../../src/model/forward.ts";
 import type { AttentionPlan } from "../../src/model/select-pages.ts";
+import { type LoadOptions, resolveLoadOptions } from "../../src/options.ts";
 import { relativeError } from "../fixtures/attention-case.ts";
 import { collect, greedy, loadEngine, TEST_HOST } from "../fixtures/engine.ts";
 import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
@@ -175,6 +179,36 @@ describe("sparse policies in the forward pass", () => {
   });
 });
 
+test("a NaN on its way into the cache is named by layer, page and token", async () => {
+  const model = await wasmModel;
+  let nCalls = 0;
+  const rotate: Ops["ropeInPlace"] = (x, angles, headDim) => {
+    model.ops.ropeInPlace(x, angles, headDim);
+    // q and k of layer 0, then those of layer 1.
+    if (++nCalls === 4) (model.ops as WasmOps).heap.view(x)[37 * x.width + 5] = Number.NaN;
+  };
+  const ops = new Proxy(model.ops, {
+    get(target, name) {
+      if (name === "ropeInPlace") return rotate;
+      const member: unknown = Reflect.get(target, name, target);
+      return typeof member === "function" ? member.bind(target) : member;
+    },
+  });
+  const cache = model.attention.createCache();
+  await assert.rejects(
+    forward(
+      { ...model, ops },
+      cache,
+      IDS.subarray(0, 50),
+      densePlan(model),
+      "none",
+      new Checkpoint(undefined),
+    ),
+    /keys of layer 1, page 1: NaN at token 37, column 5/,
+  );
+  cache.dispose();
+});
+
 describe("sparse policies on both devices", { skip: found.skip }, () => {
   if (found.skip !== false) return;
   const { gpu } = found;
@@ -199,6 +233,24 @@ describe("sparse policies on both devices", { skip: found.skip }, () => {
       assert.ok(fullError <= 1e-5, `budget 1: relative error ${fullError}`);
       hybrid.attention.dispose();
     });
+
+  test("the webgpu pair is dense under auto, and refuses what looks at queries and keys", async () => {
+    const { config } = await wasmModel;
+    const { nLayers, nHeads, nKvHeads, headDim } = config;
+    const device = await GpuDevice.create(gpu, { label: "test" });
+    const pair = await openWebgpuPair(device, { nLayers, nHeads, nKvHeads, headDim, format: "f32" });
+    const plans = (attention: NonNullable<LoadOptions["attention"]>) =>
+      attentionPlans(config, 8192, resolveLoadOptions({ attention }), { kind: "webgpu", ...pair });
+    assert.equal(plans({}).prefill.policy.name, "dense");
+    assert.equal(plans({ prefill: "window" }).prefill.policy.name, "window");
+    for (const attention of [{ prefill: "dhsa" }, { prefill: "vertical-slash" }, { decode: "dhsa" }] as const)
+      assert.throws(
+        () => plans(attention),
+        /but device "webgpu" does not pool queries and keys; use "dense"/,
+      );
+    pair.dispose();
+    device.dispose();
+  });
 
   test("sample on the GPU is refused with what would work", () =>
     assert.rejects(
