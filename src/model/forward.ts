@@ -25,6 +25,8 @@ export interface Transformer {
   readonly attention: AttentionOps;
 }
 
+export type { AttentionPlan };
+
 /** Which positions' logits are wanted: none while a prompt is not yet complete, all for perplexity. */
 export type WantedLogits = "none" | "last" | "all";
 
