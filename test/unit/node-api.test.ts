@@ -120,9 +120,9 @@ test("an engine that dies rejects everything that waits for it", async () => {
   writeFileSync(
     dying,
     `import { parentPort } from "node:worker_threads";
+     await import(${JSON.stringify(new URL("../../dist/engine-worker.node.mjs", import.meta.url).href)});
      let nMessages = 0;
-     parentPort.on("message", () => { if (++nMessages > 1) process.exit(3); });
-     await import(${JSON.stringify(new URL("../../dist/engine-worker.node.mjs", import.meta.url).href)});`,
+     parentPort.on("message", () => { if (++nMessages > 1) process.exit(3); });`,
   );
   const model = await loadModel(path, { device: "wasm", threads: 1, assets: { worker: dying } });
   const died = inlayError("worker-died", /status 3/);

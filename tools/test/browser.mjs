@@ -162,7 +162,7 @@ const runner = new TestRunner({
   coverageConfig: {},
   testFramework: {
     path: createRequire(import.meta.url).resolve("@web/test-runner-mocha/dist/autorun.js"),
-    config: { timeout: 60_000 },
+    config: { timeout: 180_000 },
   },
   testRunnerHtml: page,
   middleware: [...(isIsolated ? [isolate] : []), serveShared],
