@@ -196,5 +196,6 @@ function relativeError(actual: Float32Array, expected: Float32Array): number {
     error = Math.max(error, Number.isFinite(e) ? e : Number.POSITIVE_INFINITY);
     size = Math.max(size, Math.abs(expected[i]!));
   }
-  return error === 0 ? 0 : error / size;
+  if (error === 0) return 0;
+  return Number.isFinite(error) ? error / size : error;
 }
