@@ -6,17 +6,10 @@
  * kept on the host for that: a second copy of the weights would cost as much memory as the first.
  */
 
-import type { GpuAttentionOptions } from "./attention.ts";
 import type { GpuDevice } from "./device.ts";
-import { GpuOps, type GpuOpsOptions } from "./gpu-ops.ts";
+import { GpuOps } from "./gpu-ops.ts";
 import { GpuPairAttention } from "./gpu-pair-attention.ts";
 import type { KernelShape } from "./kernels.ts";
-
-/** Options of {@link openWebgpuPair}. */
-export interface WebgpuPairOptions {
-  readonly ops?: GpuOpsOptions;
-  readonly attention?: GpuAttentionOptions;
-}
 
 export interface WebgpuPair {
   readonly gpu: GpuDevice;
@@ -31,14 +24,10 @@ export interface WebgpuPair {
 }
 
 /** Compiles the kernels for `shape` on `gpu`, which the pair takes over; it is disposed when this rejects. */
-export async function openWebgpuPair(
-  gpu: GpuDevice,
-  shape: KernelShape,
-  options: WebgpuPairOptions = {},
-): Promise<WebgpuPair> {
+export async function openWebgpuPair(gpu: GpuDevice, shape: KernelShape): Promise<WebgpuPair> {
   try {
-    const ops = await GpuOps.create(gpu, options.ops);
-    const attention = await GpuPairAttention.create(ops, shape, options.attention);
+    const ops = await GpuOps.create(gpu);
+    const attention = await GpuPairAttention.create(ops, shape);
     return {
       gpu,
       ops,
@@ -48,7 +37,7 @@ export async function openWebgpuPair(
         const { kv, scratch } = attention.memory();
         return linear.weights + linear.scratch + kv + scratch;
       },
-      recreate: async () => openWebgpuPair(await gpu.recreate(), shape, options),
+      recreate: async () => openWebgpuPair(await gpu.recreate(), shape),
       dispose() {
         ops.dispose();
         attention.dispose();
