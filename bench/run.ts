@@ -1,0 +1,91 @@
+/**
+ * `npm run bench -- [--peer] [--cells FILTER] [--repeat N] [--no-save]`
+ *
+ *   --peer       beside other engines too, not only Inlay's own parts
+ *   --cells      only ids with one of these parts in them, comma-separated, `*` for anything: decode/short/q4_0/1t
+ *   --repeat     rounds per cell
+ *   --no-save    print the results, leave the report as it is
+ *
+ * Results are merged into bench/report.json cell by cell; bench/REPORT.md is rendered from it.
+ */
+
+import { parseArgs } from "node:util";
+import { SetupError } from "../tools/setup/shell.mjs";
+import { type BenchBrowser, startBrowser } from "./browser.ts";
+import { describeMachine, versions } from "./machine.ts";
+import { peers } from "./peers.ts";
+import { type BenchResult, mergeReport, readReport, writeReport } from "./report.ts";
+import { type BenchContext, isAskedFor, type Section } from "./section.ts";
+
+const SECTIONS: readonly Section[] = [peers];
+
+function readArguments() {
+  const { values } = parseArgs({
+    options: {
+      peer: { type: "boolean", default: false },
+      cells: { type: "string" },
+      repeat: { type: "string" },
+      "no-save": { type: "boolean", default: false },
+    },
+  });
+  const repeat = values.repeat === undefined ? undefined : Number(values.repeat);
+  if (repeat !== undefined && !(Number.isInteger(repeat) && repeat >= 1))
+    throw new SetupError(`--repeat is ${values.repeat}; it must be a whole number above 0`);
+  return { ...values, repeat, save: !values["no-save"] };
+}
+
+function resultLine({ id, value, unit, baseline, ratio, n, min, max }: BenchResult): string {
+  const number = (x: number) => x.toPrecision(4).padStart(8);
+  return (
+    `${id.padEnd(46)} ${number(value)} ${unit.padEnd(9)} beside ${number(baseline)}   ` +
+    `${ratio.toFixed(2).padStart(6)} × [${min.toFixed(2)}–${max.toFixed(2)}] n=${n}`
+  );
+}
+
+async function main(): Promise<void> {
+  const options = readArguments();
+  const wanted = new Set(
+    SECTIONS.filter(({ needsPeer }) => options.peer || !needsPeer)
+      .flatMap(({ ids }) => ids)
+      .filter((id) => isAskedFor(id, options.cells)),
+  );
+  if (wanted.size === 0)
+    throw new SetupError(
+      `no cell matches --cells ${options.cells}${options.peer ? "" : "; those beside other engines need --peer"}`,
+    );
+  let browser: Promise<BenchBrowser> | undefined;
+  const context: BenchContext = {
+    repeat: options.repeat,
+    browser: () => {
+      browser ??= startBrowser();
+      return browser;
+    },
+    log: (line) => console.error(line),
+  };
+  const run = { machine: describeMachine(), versions: versions(), date: new Date().toISOString() };
+  const results: BenchResult[] = [];
+  try {
+    for (const section of SECTIONS) {
+      const ids = new Set(section.ids.filter((id) => wanted.has(id)));
+      if (ids.size === 0) continue;
+      context.log(section.title);
+      for await (const result of section.run(context, ids)) {
+        results.push(result);
+        if (browser) run.versions.chromium = (await browser).version.replace(/^.*\//, "");
+        // After every cell: what an interrupted run has measured is kept.
+        if (options.save) writeReport(mergeReport(readReport(), { ...run, results }));
+      }
+    }
+  } finally {
+    await (await browser)?.close();
+  }
+  for (const result of results) console.log(resultLine(result));
+}
+
+try {
+  await main();
+} catch (error) {
+  if (!(error instanceof SetupError)) throw error;
+  console.error(`inlay: ${error.message}`);
+  process.exitCode = 1;
+}
