@@ -6,6 +6,7 @@ import { SetupError } from "../tools/setup/shell.mjs";
 import { CHROMIUM_FLAGS } from "../tools/test/chromium-flags.mjs";
 import type { EngineOptions } from "./page/engine.ts";
 import type { EngineName } from "./page/page.ts";
+import type { BenchPrompt } from "./prompts.ts";
 import { startServer } from "./server.ts";
 
 /** An engine that runs in the page. Times are seconds. */
@@ -13,8 +14,8 @@ export interface PageEngine {
   readonly name: EngineName;
   readonly about: string;
   readonly loadSeconds: number;
-  prefill(ids: readonly number[]): Promise<number>;
-  decode(ids: readonly number[], nTokens: number): Promise<number>;
+  prefill(prompt: BenchPrompt): Promise<number>;
+  decode(prompt: BenchPrompt, nTokens: number): Promise<number>;
   dispose(): Promise<void>;
 }
 
@@ -58,9 +59,9 @@ export async function startBrowser() {
         name,
         about,
         loadSeconds: seconds,
-        prefill: (ids) => page.evaluate((k, i) => globalThis.bench.prefill(k, i), key, ids),
-        decode: (ids, nTokens) =>
-          page.evaluate((k, i, n) => globalThis.bench.decode(k, i, n), key, ids, nTokens),
+        prefill: (prompt) => page.evaluate((k, p) => globalThis.bench.prefill(k, p), key, prompt),
+        decode: (prompt, nTokens) =>
+          page.evaluate((k, p, n) => globalThis.bench.decode(k, p, n), key, prompt, nTokens),
         dispose: () => page.evaluate((k) => globalThis.bench.dispose(k), key),
       };
     }

@@ -10,6 +10,7 @@ import type { BenchBrowser, PageEngine } from "./browser.ts";
 import { ensureModel } from "./models.ts";
 import type { EngineName } from "./page/page.ts";
 import { leftOut, MODEL, PEER_CELLS, type PeerCell, type Work, workName } from "./peer-cells.ts";
+import { promptMaker } from "./prompts.ts";
 import type { BenchContext, Section } from "./section.ts";
 import { pairedResult } from "./statistics.ts";
 
@@ -22,19 +23,14 @@ const ROUNDS = 5;
 const SLOW = { name: "wllama-3.8.1", rounds: 2, decodeTokens: 16 } as const;
 /** Tokens that an engine is warmed up with: enough for the browser to have compiled its loops well. */
 const WARM_UP_TOKENS = 64;
-/** Ids below this are control tokens in some vocabularies. */
-const FIRST_ID = 300;
 
-/** A prompt of ids that look arbitrary; prompts of different seeds share no prefix. */
-export function promptIds(nTokens: number, seed: number): number[] {
-  return Array.from({ length: nTokens }, (_, i) => FIRST_ID + ((i * 7919 + (seed + 1) * 104_729) % 40_000));
-}
+const makePrompt = promptMaker(MODEL);
 
 /** Tokens per second of one round of `work`. `seed`: prompts to be prefilled must be new every time. */
 async function rate(engine: PageEngine, work: Work, seed: number): Promise<number> {
-  if (work.phase === "prefill") return work.nTokens / (await engine.prefill(promptIds(work.nTokens, seed)));
+  if (work.phase === "prefill") return work.nTokens / (await engine.prefill(makePrompt(work.nTokens, seed)));
   const nTokens = engine.name === SLOW.name ? SLOW.decodeTokens : DECODE_TOKENS;
-  return nTokens / (await engine.decode(promptIds(work.nTokens, 0), nTokens));
+  return nTokens / (await engine.decode(makePrompt(work.nTokens, 0), nTokens));
 }
 
 /** The rates of every engine, round by round. */
@@ -42,7 +38,7 @@ async function rounds(engines: readonly PageEngine[], work: Work, context: Bench
   const rates = new Map<EngineName, number[]>(engines.map(({ name }) => [name, []]));
   // The first decode of a round builds the context up, which is not timed but takes its time.
   if (work.phase === "decode")
-    for (const engine of engines) await engine.decode(promptIds(work.nTokens, 0), 2);
+    for (const engine of engines) await engine.decode(makePrompt(work.nTokens, 0), 2);
   const nRounds = context.repeat ?? ROUNDS;
   for (let round = 0; round < nRounds; round++) {
     const turn = round % 2 === 0 ? engines : [...engines].reverse();
@@ -63,7 +59,7 @@ async function loadEngines(browser: BenchBrowser, cells: readonly PeerCell[], co
   for (const name of new Set<EngineName>(cells.flatMap(({ engine, peer }) => [engine, peer]))) {
     const engine = await browser.load(name, url, { contextLength: CONTEXT_LENGTH, threads });
     const isSlow = name === SLOW.name;
-    await engine.decode(promptIds(isSlow ? 8 : WARM_UP_TOKENS, 1000), isSlow ? 4 : DECODE_TOKENS);
+    await engine.decode(makePrompt(isSlow ? 8 : WARM_UP_TOKENS, 1000), isSlow ? 4 : DECODE_TOKENS);
     context.log(`    ${name}: ${engine.about}`);
     engines.push(engine);
   }

@@ -1,5 +1,7 @@
 /** What the benchmarks need of an engine, Inlay's or a rival's, in the page. */
 
+import type { BenchPrompt } from "../prompts.ts";
+
 /** How an engine is started. */
 export interface EngineOptions {
   /** Tokens of context. */
@@ -10,9 +12,9 @@ export interface EngineOptions {
 /** An engine with a model in it. */
 export interface BenchEngine {
   /** Runs a prompt of which nothing is cached; seconds. */
-  prefill(ids: readonly number[]): Promise<number>;
-  /** Makes `ids` the context, reusing what is cached, then decodes `nTokens` one by one; seconds of the decoding. */
-  decode(ids: readonly number[], nTokens: number): Promise<number>;
+  prefill(prompt: BenchPrompt): Promise<number>;
+  /** Makes `prompt` the context, reusing what is cached, then decodes `nTokens` one by one; seconds of the decoding. */
+  decode(prompt: BenchPrompt, nTokens: number): Promise<number>;
   /** What the engine says about itself: build, threads, KV format. */
   readonly about: string;
   dispose(): Promise<void>;

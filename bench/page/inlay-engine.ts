@@ -1,6 +1,7 @@
 /** Inlay, through its public API and its own clock (`usage`): from the prompt's first to its last token, and from the first generated token to the last, sampling and text included. */
 
 import type { loadModel as LoadModel, Model } from "../../src/index.ts";
+import type { BenchPrompt } from "../prompts.ts";
 import type { BenchEngine, EngineOptions } from "./engine.ts";
 
 /** "relaxed" is what the browser gets; "plain" is what one without relaxed SIMD gets. */
@@ -14,13 +15,13 @@ class InlayEngine implements BenchEngine {
     return `${kind}, ${wasm}, ${threads} thread(s), KV ${kvFormat}`;
   }
 
-  async prefill(ids: readonly number[]): Promise<number> {
+  async prefill({ ids }: BenchPrompt): Promise<number> {
     const { prefillSeconds, cachedTokens } = await this.#run(ids, 1);
     if (cachedTokens > 0) throw new Error(`${cachedTokens} of ${ids.length} prompt tokens were cached`);
     return prefillSeconds;
   }
 
-  async decode(ids: readonly number[], nTokens: number): Promise<number> {
+  async decode({ ids }: BenchPrompt, nTokens: number): Promise<number> {
     const { decodeSeconds, completionTokens } = await this.#run(ids, nTokens + 1);
     if (completionTokens !== nTokens + 1) throw new Error(`${completionTokens} tokens, not ${nTokens + 1}`);
     return decodeSeconds;

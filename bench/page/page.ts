@@ -1,5 +1,6 @@
 /** The page's side of the benchmarks: engines by name, run one step at a time by bench/browser.ts. */
 
+import type { BenchPrompt } from "../prompts.ts";
 import type { BenchEngine, EngineOptions } from "./engine.ts";
 import { loadInlay } from "./inlay-engine.ts";
 import { loadWllama2 } from "./wllama-2-engine.ts";
@@ -55,8 +56,8 @@ const steps = {
     await loaded.dispose();
   },
 
-  prefill: (key: string, ids: readonly number[]) => engine(key).prefill(ids),
-  decode: (key: string, ids: readonly number[], nTokens: number) => engine(key).decode(ids, nTokens),
+  prefill: (key: string, prompt: BenchPrompt) => engine(key).prefill(prompt),
+  decode: (key: string, prompt: BenchPrompt, nTokens: number) => engine(key).decode(prompt, nTokens),
 };
 
 export type BenchSteps = typeof steps;

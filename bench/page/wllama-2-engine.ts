@@ -1,6 +1,7 @@
 /** wllama 2.3.1, the last release with SIMD kernels, through its low-level API: nothing but calls of decode() is timed. */
 
 import type { LoggerWithoutDebug, Wllama } from "wllama-2/esm/index.js";
+import type { BenchPrompt } from "../prompts.ts";
 import { type BenchEngine, commonPrefix, type EngineOptions } from "./engine.ts";
 
 class Wllama2Engine implements BenchEngine {
@@ -14,13 +15,13 @@ class Wllama2Engine implements BenchEngine {
     return `${this.wllama.getNumThreads()} thread(s), n_batch ${n_batch}/${n_ubatch}, KV f16 (its default)`;
   }
 
-  async prefill(ids: readonly number[]): Promise<number> {
+  async prefill({ ids }: BenchPrompt): Promise<number> {
     await this.wllama.kvClear();
     this.#cached = [];
     return this.#append(ids);
   }
 
-  async decode(ids: readonly number[], nTokens: number): Promise<number> {
+  async decode({ ids }: BenchPrompt, nTokens: number): Promise<number> {
     const common = commonPrefix(this.#cached, ids);
     if (common === 0) await this.wllama.kvClear();
     else await this.wllama.kvRemove(common, this.#cached.length - common);

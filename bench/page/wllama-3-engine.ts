@@ -1,9 +1,10 @@
 /**
  * wllama 3.8.1, the current release, by the clock of the llama.cpp server inside it: it has no low-level API any more.
- * Its types want the prompt as text; the server also takes ids, which makes the prompts those of the other engines.
+ * Prompts go in as text, and it is checked that they are as many tokens as they should be.
  */
 
 import type { LoggerWithoutDebug, Wllama } from "@wllama/wllama/esm/index.js";
+import type { BenchPrompt } from "../prompts.ts";
 import type { BenchEngine, EngineOptions } from "./engine.ts";
 
 class Wllama3Engine implements BenchEngine {
@@ -14,14 +15,15 @@ class Wllama3Engine implements BenchEngine {
     return `${this.wllama.getNumThreads()} thread(s), n_batch ${n_batch}/${n_ubatch}, KV f16 (its default)`;
   }
 
-  async prefill(ids: readonly number[]): Promise<number> {
-    const { prompt_n, prompt_ms } = await this.#run(ids, 1, false);
-    if (prompt_n !== ids.length) throw new Error(`${prompt_n} of ${ids.length} prompt tokens were run`);
+  async prefill(prompt: BenchPrompt): Promise<number> {
+    const { prompt_n, prompt_ms } = await this.#run(prompt, 1, false);
+    if (prompt_n !== prompt.ids.length)
+      throw new Error(`${prompt_n} of ${prompt.ids.length} tokens were run`);
     return prompt_ms / 1000;
   }
 
-  async decode(ids: readonly number[], nTokens: number): Promise<number> {
-    const { predicted_n, predicted_ms } = await this.#run(ids, nTokens + 1, true);
+  async decode(prompt: BenchPrompt, nTokens: number): Promise<number> {
+    const { predicted_n, predicted_ms } = await this.#run(prompt, nTokens + 1, true);
     if (predicted_n !== nTokens + 1) throw new Error(`${predicted_n} tokens, not ${nTokens + 1}`);
     // Its clock starts with the first token.
     return predicted_ms / 1000;
@@ -31,15 +33,17 @@ class Wllama3Engine implements BenchEngine {
     return this.wllama.exit();
   }
 
-  async #run(ids: readonly number[], maxTokens: number, cache: boolean) {
+  async #run({ ids, text }: BenchPrompt, maxTokens: number, cache: boolean) {
     const request = {
-      prompt: ids as unknown as string,
+      prompt: text,
       max_tokens: maxTokens,
       temperature: 0,
       ignore_eos: true,
       cache_prompt: cache,
     };
-    const { timings } = await this.wllama.createCompletion({ ...request, stream: false });
+    const { timings, usage } = await this.wllama.createCompletion({ ...request, stream: false });
+    if (usage.prompt_tokens !== ids.length)
+      throw new Error(`the prompt became ${usage.prompt_tokens} tokens, not ${ids.length}`);
     if (!timings) throw new Error("the answer has no timings");
     return timings;
   }
