@@ -32,7 +32,7 @@ export function isAskedFor(id: string, filter: string | undefined): boolean {
   if (filter === undefined) return true;
   return filter.split(",").some((part) => {
     const escaped = part.trim().replace(/[.+?^${}()|[\]\\]/g, "\\$&");
-    // At the edges of an id's parts, so that "1t" is not found in "qwen-1tb", nor "128" in "5128".
-    return new RegExp(`(^|/)${escaped.replaceAll("*", ".*")}(/|$)`).test(id);
+    // Whole parts of an id, so that "short/q4_0" is not found in "short/q4_0_x", nor "128" in "5128"; 2.3.1 is one of wllama-2.3.1.
+    return new RegExp(`(^|[/-])${escaped.replaceAll("*", ".*")}(/|$)`).test(id);
   });
 }
