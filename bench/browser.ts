@@ -5,6 +5,7 @@ import { findBrowsers, HOW_TO_INSTALL } from "../tools/setup/browsers.mjs";
 import { SetupError } from "../tools/setup/shell.mjs";
 import { CHROMIUM_FLAGS } from "../tools/test/chromium-flags.mjs";
 import type { EngineOptions } from "./page/engine.ts";
+import type { KernelRequest, KernelTimes } from "./page/kernel-jobs.ts";
 import type { EngineName } from "./page/page.ts";
 import type { BenchPrompt } from "./prompts.ts";
 import { startServer } from "./server.ts";
@@ -66,7 +67,10 @@ export async function startBrowser() {
       };
     }
 
-    return { version: await browser.version(), page, load, close };
+    const runKernel = (request: KernelRequest): Promise<KernelTimes> =>
+      page.evaluate((r) => globalThis.bench.runKernel(r), request);
+
+    return { version: await browser.version(), load, runKernel, close };
   } catch (error) {
     await close();
     throw error;

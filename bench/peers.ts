@@ -9,7 +9,7 @@ import path from "node:path";
 import type { BenchBrowser, PageEngine } from "./browser.ts";
 import { ensureModel } from "./models.ts";
 import type { EngineName } from "./page/page.ts";
-import { leftOut, MODEL, PEER_CELLS, type PeerCell, type Work, workName } from "./peer-cells.ts";
+import { isLeftOut, LEFT_OUT, MODEL, PEER_CELLS, type PeerCell, type Work, workName } from "./peer-cells.ts";
 import { promptMaker } from "./prompts.ts";
 import type { BenchContext, Section } from "./section.ts";
 import { pairedResult } from "./statistics.ts";
@@ -23,6 +23,12 @@ const ROUNDS = 5;
 const SLOW = { name: "wllama-3.8.1", rounds: 2, decodeTokens: 16 } as const;
 /** Tokens that an engine is warmed up with: enough for the browser to have compiled its loops well. */
 const WARM_UP_TOKENS = 64;
+
+const ABOUT = `Model: the shape of ${MODEL}, KV cache in each engine's default format (Inlay f32, wllama f16), ${CONTEXT_LENGTH} tokens of context.
+*prefill*: a new prompt of so many tokens, nothing cached. *decode*: ${DECODE_TOKENS} tokens, one by one, after so many tokens of context (*short*: 16);
+wllama 3.8.1 takes part in ${SLOW.rounds} rounds of ${SLOW.decodeTokens}. Inlay's times are its own \`usage\` and include sampling and detokenization; of wllama 2.3.1 only
+calls of \`decode()\` are timed, without sampling; wllama 3.8.1's are the \`timings\` of the llama.cpp server inside it. *relaxed* and *plain* are Inlay's builds with and without
+relaxed SIMD; the rivals have one build each.`;
 
 const makePrompt = promptMaker(MODEL);
 
@@ -74,7 +80,11 @@ function groupBy<T, K>(items: readonly T[], keyOf: (item: T) => K): Map<K, T[]> 
 
 export const peers: Section = {
   title: "Beside other engines",
-  ids: PEER_CELLS.filter((cell) => leftOut(cell) === undefined).map(({ id }) => id),
+  about: ABOUT,
+  baseline: "rival",
+  owns: (id) => id.startsWith("wllama-") && /\/(prefill|decode)\//.test(id),
+  leftOut: LEFT_OUT,
+  ids: PEER_CELLS.filter((cell) => !isLeftOut(cell)).map(({ id }) => id),
   needsPeer: true,
   async *run(context, wanted) {
     const cells = PEER_CELLS.filter(({ id }) => wanted.has(id));

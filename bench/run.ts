@@ -9,15 +9,28 @@
  * Results are merged into bench/report.json cell by cell; bench/REPORT.md is rendered from it.
  */
 
+import fs from "node:fs";
 import { parseArgs } from "node:util";
 import { SetupError } from "../tools/setup/shell.mjs";
 import { type BenchBrowser, startBrowser } from "./browser.ts";
+import { busyCore } from "./busy-core.ts";
+import { kernels } from "./kernels.ts";
+import { loading } from "./loading.ts";
 import { describeMachine, versions } from "./machine.ts";
 import { peers } from "./peers.ts";
-import { type BenchResult, mergeReport, readReport, writeReport } from "./report.ts";
+import { renderReport } from "./render.ts";
+import {
+  type BenchReport,
+  type BenchResult,
+  mergeReport,
+  REPORT_MARKDOWN,
+  readReport,
+  writeReport,
+} from "./report.ts";
 import { type BenchContext, isAskedFor, type Section } from "./section.ts";
+import { sizes } from "./sizes.ts";
 
-const SECTIONS: readonly Section[] = [peers];
+const SECTIONS: readonly Section[] = [peers, kernels, busyCore, loading, sizes];
 
 function readArguments() {
   const { values } = parseArgs({
@@ -40,6 +53,11 @@ function resultLine({ id, value, unit, baseline, ratio, n, min, max }: BenchResu
     `${id.padEnd(46)} ${number(value)} ${unit.padEnd(9)} beside ${number(baseline)}   ` +
     `${ratio.toFixed(2).padStart(6)} × [${min.toFixed(2)}–${max.toFixed(2)}] n=${n}`
   );
+}
+
+function save(report: BenchReport): void {
+  writeReport(report);
+  fs.writeFileSync(REPORT_MARKDOWN, renderReport(report, SECTIONS));
 }
 
 async function main(): Promise<void> {
@@ -73,7 +91,7 @@ async function main(): Promise<void> {
         results.push(result);
         if (browser) run.versions.chromium = (await browser).version.replace(/^.*\//, "");
         // After every cell: what an interrupted run has measured is kept.
-        if (options.save) writeReport(mergeReport(readReport(), { ...run, results }));
+        if (options.save) save(mergeReport(readReport(), { ...run, results }));
       }
     }
   } finally {

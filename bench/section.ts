@@ -1,6 +1,7 @@
 /** A part of the benchmarks: what it can measure, and how. */
 
 import type { BenchBrowser } from "./browser.ts";
+import type { ReportSection } from "./render.ts";
 import type { BenchResult } from "./report.ts";
 
 /** What sections share. */
@@ -13,11 +14,7 @@ export interface BenchContext {
   log(line: string): void;
 }
 
-export interface Section {
-  /** The heading in the report. */
-  readonly title: string;
-  /** Ids that it measures, in the report's order. */
-  readonly ids: readonly string[];
+export interface Section extends ReportSection {
   /** Runs only with --peer. */
   readonly needsPeer: boolean;
   /** Measures those of its ids that are in `wanted`, and hands over each result when it is there. */

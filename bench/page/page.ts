@@ -3,6 +3,7 @@
 import type { BenchPrompt } from "../prompts.ts";
 import type { BenchEngine, EngineOptions } from "./engine.ts";
 import { loadInlay } from "./inlay-engine.ts";
+import type { KernelRequest, KernelTimes } from "./kernel-jobs.ts";
 import { loadWllama2 } from "./wllama-2-engine.ts";
 import { loadWllama3 } from "./wllama-3-engine.ts";
 
@@ -36,6 +37,21 @@ function engine(key: string): BenchEngine {
   return found;
 }
 
+/** Runs a job in a worker of its own. */
+function runKernel(request: KernelRequest): Promise<KernelTimes> {
+  const worker = new Worker("/kernel-worker.js", { type: "module" });
+  return new Promise<KernelTimes>((resolve, reject) => {
+    worker.addEventListener("message", ({ data }: MessageEvent<{ times?: KernelTimes; error?: string }>) => {
+      if (data.times) resolve(data.times);
+      else reject(new Error(data.error));
+    });
+    worker.addEventListener("error", (event) =>
+      reject(new Error(event.message || "the worker did not load")),
+    );
+    worker.postMessage(request);
+  }).finally(() => worker.terminate());
+}
+
 /** What bench/browser.ts calls. Times are seconds. */
 const steps = {
   isIsolated: crossOriginIsolated,
@@ -56,6 +72,7 @@ const steps = {
     await loaded.dispose();
   },
 
+  runKernel,
   prefill: (key: string, prompt: BenchPrompt) => engine(key).prefill(prompt),
   decode: (key: string, prompt: BenchPrompt, nTokens: number) => engine(key).decode(prompt, nTokens),
 };
