@@ -19,6 +19,8 @@ const CONTEXT_LENGTH = 2304;
 /** Tokens that one round decodes. */
 const DECODE_TOKENS = 32;
 const ROUNDS = 5;
+/** Of work in which a rival takes ten seconds and more. */
+const LONG_ROUNDS = 3;
 /** The slow rival takes part in the first rounds only, and decodes fewer tokens. */
 const SLOW = { name: "wllama-3.8.1", rounds: 2, decodeTokens: 16 } as const;
 /** Tokens that an engine is warmed up with: enough for the browser to have compiled its loops well. */
@@ -45,12 +47,13 @@ async function rounds(engines: readonly PageEngine[], work: Work, context: Bench
   // The first decode of a round builds the context up, which is not timed but takes its time.
   if (work.phase === "decode")
     for (const engine of engines) await engine.decode(makePrompt(work.nTokens, 0), 2);
-  const nRounds = context.repeat ?? ROUNDS;
+  const isLong = work.nTokens > (work.phase === "prefill" ? 128 : 512);
+  const nRounds = context.repeat ?? (isLong ? LONG_ROUNDS : ROUNDS);
   for (let round = 0; round < nRounds; round++) {
     const turn = round % 2 === 0 ? engines : [...engines].reverse();
     for (const engine of turn)
       if (engine.name !== SLOW.name || round < SLOW.rounds)
-        rates.get(engine.name)!.push(await rate(engine, work, 1 + round));
+        rates.get(engine.name)!.push(await rate(engine, work, work.nTokens + round));
     const shown = engines.map(({ name }) => `${name} ${rates.get(name)![round]?.toFixed(1) ?? "–"}`);
     context.log(`    ${workName(work)} round ${round + 1}: ${shown.join("  ")}`);
   }

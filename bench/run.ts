@@ -1,10 +1,11 @@
 /**
- * `npm run bench -- [--peer] [--cells FILTER] [--repeat N] [--no-save]`
+ * `npm run bench -- [--peer] [--cells FILTER] [--repeat N] [--no-save]`, or `npm run bench -- SCRIPT …`
  *
  *   --peer       beside other engines too, not only Inlay's own parts
  *   --cells      only ids with one of these parts in them, comma-separated, `*` for anything: decode/short/q4_0/1t
  *   --repeat     rounds per cell
  *   --no-save    print the results, leave the report as it is
+ *   SCRIPT       tokenizer, matmul-webgpu or attention-webgpu: bench/SCRIPT.mjs, in Node, with options of its own
  *
  * Results are merged into bench/report.json cell by cell; bench/REPORT.md is rendered from it.
  */
@@ -32,15 +33,25 @@ import { sizes } from "./sizes.ts";
 
 const SECTIONS: readonly Section[] = [peers, kernels, busyCore, loading, sizes];
 
+const SCRIPTS: readonly string[] = ["tokenizer", "matmul-webgpu", "attention-webgpu"];
+
+function parsedCommandLine() {
+  try {
+    return parseArgs({
+      options: {
+        peer: { type: "boolean", default: false },
+        cells: { type: "string" },
+        repeat: { type: "string" },
+        "no-save": { type: "boolean", default: false },
+      },
+    });
+  } catch (error) {
+    throw new SetupError(error instanceof Error ? error.message : String(error));
+  }
+}
+
 function readArguments() {
-  const { values } = parseArgs({
-    options: {
-      peer: { type: "boolean", default: false },
-      cells: { type: "string" },
-      repeat: { type: "string" },
-      "no-save": { type: "boolean", default: false },
-    },
-  });
+  const { values } = parsedCommandLine();
   const repeat = values.repeat === undefined ? undefined : Number(values.repeat);
   if (repeat !== undefined && !(Number.isInteger(repeat) && repeat >= 1))
     throw new SetupError(`--repeat is ${values.repeat}; it must be a whole number above 0`);
@@ -80,6 +91,9 @@ async function main(): Promise<void> {
     },
     log: (line) => console.error(line),
   };
+  const earlier = readReport();
+  if (options.save && earlier && earlier.machine !== describeMachine())
+    console.error(`inlay: the report's other results were measured on another machine: ${earlier.machine}`);
   const run = { machine: describeMachine(), versions: versions(), date: new Date().toISOString() };
   const results: BenchResult[] = [];
   try {
@@ -101,7 +115,11 @@ async function main(): Promise<void> {
 }
 
 try {
-  await main();
+  const [script, ...rest] = process.argv.slice(2);
+  if (script !== undefined && SCRIPTS.includes(script)) {
+    process.argv = [...process.argv.slice(0, 2), ...rest];
+    await import(`./${script}.mjs`);
+  } else await main();
 } catch (error) {
   if (!(error instanceof SetupError)) throw error;
   console.error(`inlay: ${error.message}`);
