@@ -39,6 +39,7 @@ export async function startBrowser() {
   };
   try {
     const page = await browser.newPage();
+    page.on("error", (error) => console.error(`page: ${error.message}`)); // the tab crashed
     page.on("pageerror", (error) => console.error(`page: ${String(error)}`));
     page.on("console", (message) => {
       if (message.type() === "error") console.error(`page: ${message.text()}`);

@@ -89,7 +89,7 @@ export const busyCore: Section = {
       }
     } finally {
       await busy.stop();
-      for (const engine of engines) await engine.dispose();
     }
+    for (const engine of engines) await engine.dispose();
   },
 };

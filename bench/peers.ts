@@ -95,22 +95,20 @@ export const peers: Section = {
     for (const [name, group] of groups) {
       context.log(`  ${MODEL} ${name}`);
       const engines = await loadEngines(await context.browser(), group, context);
-      try {
-        for (const [work, ofWork] of groupBy(group, (cell) => cell.work)) {
-          const names = new Set<EngineName>(ofWork.flatMap(({ engine, peer }) => [engine, peer]));
-          const rates = await rounds(
-            engines.filter((engine) => names.has(engine.name)),
-            work,
-            context,
-          );
-          for (const { id, engine, peer } of ofWork) {
-            const baselines = rates.get(peer)!;
-            yield pairedResult(id, "tokens/s", rates.get(engine)!.slice(0, baselines.length), baselines);
-          }
+      for (const [work, ofWork] of groupBy(group, (cell) => cell.work)) {
+        const names = new Set<EngineName>(ofWork.flatMap(({ engine, peer }) => [engine, peer]));
+        const rates = await rounds(
+          engines.filter((engine) => names.has(engine.name)),
+          work,
+          context,
+        );
+        for (const { id, engine, peer } of ofWork) {
+          const baselines = rates.get(peer)!;
+          yield pairedResult(id, "tokens/s", rates.get(engine)!.slice(0, baselines.length), baselines);
         }
-      } finally {
-        for (const engine of engines) await engine.dispose();
       }
+      // After an error the browser is closed, and everything with it.
+      for (const engine of engines) await engine.dispose();
     }
   },
 };

@@ -31,6 +31,9 @@ means that Inlay is better, for times and sizes too; beside a limit it is the sh
 
 const HEADER = "<!-- Written by `npm run bench` from report.json; changes made here are lost. -->";
 
+/** Of the ids that were not run, as many are named. */
+const SHOWN_IDS = 4;
+
 /** Four significant digits, no exponent. */
 function number(x: number): string {
   const digits = Math.max(0, 3 - Math.floor(Math.log10(Math.abs(x) || 1)));
@@ -80,7 +83,8 @@ export function renderReport(report: BenchReport, sections: readonly ReportSecti
       parts.push(`## ${section.title}`, section.about, table(inOrder(own, section.ids), section.baseline));
     for (const { what, reason } of section.leftOut) missing.push(`- ${what}: ${reason}`);
     const notRun = section.ids.filter((id) => !measured.has(id)).map((id) => `\`${id}\``);
-    if (notRun.length > 0) missing.push(`- not run yet: ${notRun.join(", ")}`);
+    const more = notRun.length > SHOWN_IDS ? ` and ${notRun.length - SHOWN_IDS} more` : "";
+    if (notRun.length > 0) missing.push(`- not run yet: ${notRun.slice(0, SHOWN_IDS).join(", ")}${more}`);
   }
   const others = results.filter(({ id }) => !sections.some((section) => section.owns(id)));
   if (others.length > 0) parts.push("## Other results", table(others, "baseline"));
