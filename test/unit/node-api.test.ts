@@ -134,6 +134,18 @@ test("an engine that dies rejects everything that waits for it", async () => {
   await model.dispose();
 });
 
+test("the engine's script may be a file URL; one that cannot be started is said", async () => {
+  const script = new URL("../../dist/engine-worker.node.mjs", import.meta.url);
+  const options = { device: "wasm", threads: 1 } as const;
+  const model = await loadModel(path, { ...options, assets: { worker: script.href } });
+  assert.ok((await answer(model)).length > 0);
+  await model.dispose();
+  const relative = loadModel(path, { ...options, assets: { worker: "engine-worker.node.mjs" } });
+  await assert.rejects(relative, inlayError("worker-died", /engine-worker\.node\.mjs could not be started/));
+  const absent = loadModel(path, { ...options, assets: { worker: join(folder, "absent.mjs") } });
+  await assert.rejects(absent, inlayError("worker-died", /absent\.mjs/));
+});
+
 test("peak memory stays below 1.15 times the file, plus KV cache and activations", async (t) => {
   const file = join(folder, "smollm2.gguf");
   const { planGguf, PRESETS } = await import("../../tools/gguf/model.mjs");
