@@ -14,7 +14,10 @@ import {
   oneOf,
 } from "./option-checks.ts";
 
-/** Where the model runs. "auto" measures; "hybrid" is matrices in WASM and attention on the GPU. */
+/**
+ * Where the model runs. "auto" measures WASM against "hybrid", which is matrices in WASM and attention on the GPU;
+ * "webgpu" is both on the GPU.
+ */
 export type DeviceOption = (typeof DEVICES)[number];
 /**
  * How a prompt is attended to. "auto" is dense for short prompts and "dhsa" beyond; "dense" is exact; "window" reads the
@@ -69,7 +72,10 @@ export interface LoadOptions {
     /** @default "auto" */
     format?: KvFormat | undefined;
   };
-  /** WASM threads, where the page is cross-origin isolated. 1 <= threads <= 64. @default "auto": by the device's cores */
+  /**
+   * WASM threads, where the page is cross-origin isolated; device "webgpu" has no use for them and takes one.
+   * 1 <= threads <= 64. @default "auto": by the device's cores
+   */
   threads?: number | "auto" | undefined;
   /** Where the built files are, if not beside the module. Nothing is ever fetched from a third party by default. */
   assets?: {

@@ -34,7 +34,7 @@ async function demo() {
   console.log(`
 In a browser:  ${server.url}/examples/chat/
 
-  Take the sample, drop a GGUF file on the page, or paste the address of one.
+  Try the sample model, drop a GGUF file on the page, or paste the address of one.
   The smallest page that uses Inlay is ${server.url}/examples/minimal/
   Ctrl+C ends the demo.
 `);

@@ -1,7 +1,6 @@
 // What the scripts of package.json call: `node tools/run.mjs VERB …`. It works from a clean clone: what is missing is
 // installed and what changed is built first. Until `npm ci` has run it uses nothing but Node.
 
-import fs from "node:fs";
 import path from "node:path";
 import { build } from "./build.mjs";
 import { buildWasm } from "./build-wasm.mjs";
@@ -41,7 +40,6 @@ async function test(suites, words = []) {
 
 /** Runs a script of ours that other scripts prepare for. */
 function script(file, args, flags = []) {
-  if (!fs.existsSync(path.join(ROOT, file))) throw new SetupError(`${file} does not exist yet`);
   run(process.execPath, [...flags, file, ...args]);
 }
 

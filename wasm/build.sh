@@ -14,9 +14,12 @@ mkdir -p "$out"
 sources=$(find "$here" -name '*.cpp' | LC_ALL=C sort)
 
 # -fno-math-errno and -ffp-contract=off: results must not depend on the compiler's choice of fused operations.
+# -mllvm -disable-vector-combine: that pass turns arithmetic on a broadcast into a broadcast of scalar arithmetic, which in
+# WebAssembly takes the long way through an integer register in the innermost loops.
 # -sDECLARE_ASM_MODULE_EXPORTS=0: keep export names as they are, since our own loader binds them.
 # -sMALLOC=emmalloc: small; the big blocks (weights, pages) are few and long-lived.
 common="-std=c++20 -O3 -msimd128 -mbulk-memory -fno-exceptions -fno-rtti -fno-math-errno -ffp-contract=off
+  -mllvm -disable-vector-combine
   -Wall -Wextra -Werror -I$here -I$generated
   --no-entry -sIMPORTED_MEMORY=1 -sALLOW_MEMORY_GROWTH=1 -sMAXIMUM_MEMORY=4GB -sSTACK_SIZE=262144
   -sMALLOC=emmalloc -sEXPORTED_FUNCTIONS=_malloc,_free,_memalign -sDECLARE_ASM_MODULE_EXPORTS=0

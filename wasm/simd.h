@@ -16,6 +16,16 @@ using f32x4 = v128_t;
 
 #define INLAY_INLINE static inline __attribute__((always_inline))
 
+// Constants of inner loops. V8 makes a constant anew at every use, in three instructions; a value that was loaded before
+// the loop stays in its register. They are defined in simd.cpp, so that no compiler can see and fold them.
+struct SimdConstants {
+  v128_t low_nibbles;  // 0x0f in every byte
+  v128_t low_bytes;    // 0x00ff in every 16 bits
+  v128_t f16_bits;     // sign, exponent and mantissa of an f16 that was shifted up by 13
+  v128_t f16_scale;    // 2^112 in every f32: what the shift leaves of the exponent's bias
+};
+extern const SimdConstants simd_constants;
+
 INLAY_INLINE f32x4 f32x4_zero() { return wasm_f32x4_const_splat(0.0f); }
 
 INLAY_INLINE f32x4 f32x4_load_splat(const float* p) { return wasm_v128_load32_splat(p); }
@@ -36,6 +46,12 @@ INLAY_INLINE float f32x4_sum(f32x4 v) {
   return wasm_f32x4_extract_lane(v, 0);
 }
 
+INLAY_INLINE int32_t i32x4_sum(i32x4 v) {
+  v = wasm_i32x4_add(v, wasm_i32x4_shuffle(v, v, 2, 3, 0, 1));
+  v = wasm_i32x4_add(v, wasm_i32x4_shuffle(v, v, 1, 0, 3, 2));
+  return wasm_i32x4_extract_lane(v, 0);
+}
+
 INLAY_INLINE float f32x4_max_lane(f32x4 v) {
   v = wasm_f32x4_pmax(v, wasm_i32x4_shuffle(v, v, 2, 3, 0, 1));
   v = wasm_f32x4_pmax(v, wasm_i32x4_shuffle(v, v, 1, 0, 3, 2));
@@ -45,8 +61,7 @@ INLAY_INLINE float f32x4_max_lane(f32x4 v) {
 // Four IEEE f16 values, sign-extended to 32 bits, as f32. Exact for all finite values, subnormals included;
 // infinities and NaNs come out as large finite numbers (model files are checked for them when loaded).
 INLAY_INLINE f32x4 f32x4_from_f16_bits(i32x4 h) {
-  const i32x4 shifted = wasm_v128_and(wasm_i32x4_shl(h, 13), wasm_i32x4_const_splat(int32_t(0x8fffe000)));
-  return wasm_f32x4_mul(shifted, wasm_f32x4_const_splat(0x1p112f));
+  return wasm_f32x4_mul(wasm_v128_and(wasm_i32x4_shl(h, 13), simd_constants.f16_bits), simd_constants.f16_scale);
 }
 
 INLAY_INLINE f32x4 f32x4_load_f16(const void* p) { return f32x4_from_f16_bits(wasm_i32x4_load16x4(p)); }

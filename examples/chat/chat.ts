@@ -81,7 +81,7 @@ async function answer(): Promise<void> {
   if (!loaded || work || text === undefined) return;
   const { model, talk } = loaded;
   let figures: Figures | undefined;
-  await start("No further answer:", async (signal) => {
+  await start("The model could not answer:", async (signal) => {
     const turn = addTurn(talk.kind, text);
     let hasAnswer = false;
     let outcome = "stopped";

@@ -30,6 +30,6 @@ export function figuresText(figures: Figures, contextLength: number): string {
   if (decodePerSecond !== null) parts.push(rateText(decodePerSecond));
   if (firstTokenSeconds !== null) parts.push(`first after ${secondsText(firstTokenSeconds)}`);
   const isFull = promptTokens + answerTokens >= contextLength;
-  if (finishReason === "length") parts.push(isFull ? "the context is full" : "at the limit in Settings");
+  if (finishReason === "length") parts.push(isFull ? "the context is full" : "cut at the limit in Settings");
   return parts.join(" · ");
 }

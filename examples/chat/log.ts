@@ -38,8 +38,14 @@ function addMessages(typed: string): Turn {
   const body = create("p", "text");
   answer.append(body);
   box.append(question, answer);
+  let hasBegun = false;
   return {
-    append: (piece) => follow(() => body.append(piece)),
+    append(piece) {
+      // Many models begin with a space or a line break, which means nothing here.
+      const shown = hasBegun ? piece : piece.trimStart();
+      hasBegun ||= shown !== "";
+      follow(() => body.append(shown));
+    },
     end(note) {
       body.normalize();
       follow(() => answer.append(create("p", "note", note)));

@@ -1,6 +1,6 @@
 /** What the page shows: the choice of a model, its loading, the talk, errors. Nothing here knows the SDK's calls. */
 
-import { InlayError, type LoadProgress, type PromptProgress } from "inlay";
+import { type ErrorCode, InlayError, type LoadProgress, type PromptProgress } from "inlay";
 import { create, element } from "./elements.ts";
 import { bytesText, tokensText } from "./format.ts";
 import { clearLog } from "./log.ts";
@@ -39,11 +39,41 @@ const WORDS = {
     message: "Text to continue",
     send: "Continue",
     again: "New story",
-    hint: "or nothing: the story goes on",
+    hint: "leave it empty and the story goes on",
   },
 } as const satisfies Record<Talk["kind"], object>;
 
-const PHASES = { header: "Reading the header", weights: "Weights", "warm-up": "Warming up" } as const;
+const PHASES = {
+  header: "Reading the header",
+  weights: "Reading the weights",
+  "warm-up": "Getting ready",
+} as const;
+
+/** What to do on this page about errors whose message cannot know it. */
+const ADVICE: Partial<Record<ErrorCode, string>> = {
+  "invalid-model": "Choose another file, or download this one again.",
+  "unsupported-model": "Choose another model.",
+  "context-full": "Shorten the text, begin anew, or set a larger context in Settings.",
+  "out-of-memory": "Choose a smaller model, or set a smaller context in Settings.",
+  "device-unavailable": "Choose another device in Settings.",
+  "device-lost": "Load the model again, if need be with the processor as device in Settings.",
+  "worker-died": "Load the model again.",
+  internal: "This is a fault of Inlay: please report it with this text.",
+};
+
+/** What the form calls the options that it sets. */
+const SETTINGS = new Map<unknown, string>([
+  ["temperature", "Temperature"],
+  ["max_tokens", "Longest answer"],
+  ["device", "Device"],
+  ["threads", "Threads"],
+  ["contextLength", "Context"],
+]);
+
+function adviceFor({ code, details }: InlayError): string | undefined {
+  const setting = code === "invalid-option" ? SETTINGS.get(details.option) : undefined;
+  return setting === undefined ? ADVICE[code] : `Change “${setting}” in Settings.`;
+}
 
 /** Where the keyboard was when a model was chosen: it returns there if that model does not load. */
 let chosenFrom: HTMLElement = files;
@@ -126,11 +156,15 @@ export function giveBack(text: string): void {
   message.value ||= text;
 }
 
-/** `what` in plain words; the SDK's errors say the rest. */
+/** `what` in plain words; the SDK's errors say what was found, and the page what to do in it. */
 export function showError(what: string, cause: unknown): void {
   const text = create("p", "", `${what} `);
   text.append(cause instanceof Error ? cause.message : String(cause));
-  if (cause instanceof InlayError) text.append(create("br"), create("code", "", cause.code));
+  if (cause instanceof InlayError) {
+    const advice = adviceFor(cause);
+    if (advice !== undefined) text.append(create("br"), create("strong", "", advice));
+    text.append(create("br"), create("code", "", cause.code));
+  }
   const dismiss = create("button", "", "Dismiss");
   dismiss.type = "button";
   dismiss.addEventListener("click", hideError);

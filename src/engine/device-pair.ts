@@ -5,12 +5,14 @@ import type { WasmModule } from "../backend/wasm/module.ts";
 import { WasmAttention } from "../backend/wasm/wasm-attention.ts";
 import { WasmOps } from "../backend/wasm/wasm-ops.ts";
 import { InlayError } from "../errors.ts";
+import type { TensorType } from "../gguf/tensor-types.ts";
 import type { Host } from "../host/host.ts";
 import { type KvShape, type PageFormat, pageBytes, pageCount } from "../kv/page.ts";
 import type { ModelConfig } from "../model/config.ts";
 import type { EngineOptions } from "../options.ts";
 import { choosePlacement } from "../placement/placement.ts";
 import { openGpu, RecoverableAttention } from "./gpu.ts";
+import { RecoverablePair } from "./gpu-pair.ts";
 
 /** What runs the forward pass. */
 export interface DevicePair {
@@ -21,8 +23,11 @@ export interface DevicePair {
   readonly gpuName: string | undefined;
   /** Why this device: what was asked for, or what was measured. */
   readonly reason: string;
-  /** Makes a lost GPU device anew; what was cached on it is gone. Rejects with `device-lost` if it cannot. */
-  recover(): Promise<void>;
+  /**
+   * Makes a lost GPU device anew, with `ops` and `attention` of its own; what was cached on it is gone. `reload` is called
+   * where weights were on it too. Rejects with `device-lost` if the device or its weights cannot be had.
+   */
+  recover(reload: (ops: Ops) => Promise<void>): Promise<void>;
   gpuBytes(): number;
   /** Idempotent. */
   dispose(): void;
@@ -31,6 +36,10 @@ export interface DevicePair {
 export interface DeviceRequest {
   readonly host: Host;
   readonly wasm: WasmModule;
+  /** Another instance of the same build: its heap is gone when it is dropped. */
+  readonly scratchWasm: () => Promise<WasmModule>;
+  /** Of all weights. */
+  readonly tensorTypes: ReadonlySet<TensorType>;
   readonly config: ModelConfig;
   readonly contextLength: number;
   readonly options: EngineOptions;
@@ -46,10 +55,7 @@ export async function openDevice(request: DeviceRequest): Promise<DevicePair> {
     case "hybrid":
       return hybridPair(request, ops, "asked for");
     case "webgpu":
-      throw new InlayError(
-        "device-unavailable",
-        'device "webgpu" is not in this version; use "hybrid" or "wasm"',
-      );
+      return webgpuPair(request, "asked for");
     case "auto": {
       const { device, reason } = await choosePlacement(request, ops, shapeOf(request, "f32"));
       return device === "wasm" ? wasmPair(request, ops, reason) : hybridPair(request, ops, reason);
@@ -90,6 +96,28 @@ async function hybridPair(request: DeviceRequest, ops: WasmOps, reason: string):
       return kv + scratch;
     },
     dispose: () => attention.dispose(),
+  };
+}
+
+async function webgpuPair(request: DeviceRequest, reason: string): Promise<DevicePair> {
+  const shape = shapeOf(request, gpuPageFormat(request));
+  const gpu = await openGpu(request.host);
+  const trusted = new WasmOps(await request.scratchWasm());
+  const pair = await RecoverablePair.open(gpu, shape, trusted, request.tensorTypes);
+  return {
+    kind: "webgpu",
+    get ops() {
+      return pair.ops;
+    },
+    get attention() {
+      return pair.attention;
+    },
+    kvFormat: shape.format,
+    gpuName: gpu.adapterInfo,
+    reason,
+    recover: (reload) => pair.recover(reload),
+    gpuBytes: () => pair.gpuBytes(),
+    dispose: () => pair.dispose(),
   };
 }
 

@@ -27,6 +27,7 @@ import { type AttentionPlans, attentionPlans } from "./attention-plans.ts";
 import { type DevicePair, openDevice } from "./device-pair.ts";
 import { ProgressReporter } from "./progress.ts";
 import { PromptEncoder } from "./prompts.ts";
+import { type ReloadWeights, weightReloader } from "./reload.ts";
 import { SequenceStore } from "./sequences.ts";
 import { TaskQueue } from "./task-queue.ts";
 import { Checkpoint } from "./yielding.ts";
@@ -43,7 +44,8 @@ export interface EngineSetup {
 export class Engine {
   readonly info: ModelInfo;
   readonly tokenizer: Tokenizer;
-  readonly model: Transformer;
+  /** Replaced when its device was lost. */
+  #model: Transformer;
   readonly #parts: EngineParts;
   readonly #sequences: SequenceStore;
   readonly #plan: AttentionPlans;
@@ -67,7 +69,8 @@ export class Engine {
       const inventory = takeInventory(config, file.tensors);
       const contextLength = resolveContextLength(options.contextLength, config.contextLength);
 
-      const choice = await chooseWasm(options.threads, host);
+      // On device "webgpu" only the tokenizer runs in WASM.
+      const choice = await chooseWasm(options.device === "webgpu" ? 1 : options.threads, host);
       const module = await host.compileWasm(choice.variant);
       signal?.throwIfAborted();
       const wasm = await WasmModule.instantiate({ module, shared: choice.nThreads > 1 });
@@ -82,7 +85,15 @@ export class Engine {
       cleanups.push(() => tokenizer.dispose());
       const prompts = new PromptEncoder(tokenizer, options.chatTemplate, config.chatTemplates);
 
-      const device = await openDevice({ host, wasm, config, contextLength, options });
+      const device = await openDevice({
+        host,
+        wasm,
+        scratchWasm: () => WasmModule.instantiate({ module, shared: choice.nThreads > 1 }),
+        tensorTypes: new Set(Array.from(inventory.used.values(), ({ type }) => type)),
+        config,
+        contextLength,
+        options,
+      });
       cleanups.push(() => device.dispose());
       const plan = attentionPlans(config, contextLength, options, device);
       const model = await loadTransformer(file, inventory, config, device, progress);
@@ -100,6 +111,7 @@ export class Engine {
         prompts,
         device,
         plan,
+        reloadWeights: weightReloader(sources, inventory, config),
         model,
       });
     } catch (error) {
@@ -114,9 +126,9 @@ export class Engine {
     const { contextLength, tokenizer, model } = parts;
     this.#parts = parts;
     this.tokenizer = tokenizer;
-    this.model = model;
+    this.#model = model;
     this.info = describe(parts);
-    this.#sequences = new SequenceStore(() => model.attention.createCache(), 2 * contextLength);
+    this.#sequences = new SequenceStore(() => this.#model.attention.createCache(), 2 * contextLength);
     this.#plan = parts.plan;
   }
 
@@ -136,7 +148,7 @@ export class Engine {
         ignoreEnd: request.ignoreEnd ?? false,
         startedAt,
       };
-      yield* generate(this.#context(), job, new Checkpoint(ended));
+      yield* generate(this.#context(ended), job, new Checkpoint(ended));
     } finally {
       release();
     }
@@ -148,7 +160,7 @@ export class Engine {
     const ended = anySignal(signal, this.#life.signal);
     const release = await this.#queue.enter(ended);
     try {
-      yield* prefillOnly(this.#context(), promptIds, new Checkpoint(ended));
+      yield* prefillOnly(this.#context(ended), promptIds, new Checkpoint(ended));
     } finally {
       release();
     }
@@ -187,21 +199,36 @@ export class Engine {
     pool?.dispose();
   }
 
-  #context(): GenerateContext {
+  #context(ended: AbortSignal): GenerateContext {
     const { contextLength, options, tokenizer, device } = this.#parts;
     return {
-      model: this.model,
+      model: this.#model,
       tokenizer,
       sequences: this.#sequences,
       plan: this.#plan,
       contextLength,
       prefillChunk: options.prefillChunk,
       device: device.kind,
-      recover: async () => {
-        this.#sequences.clear();
-        await device.recover();
-      },
+      recover: () => this.#recover(ended),
     };
+  }
+
+  /** Opens a lost device again. Rejects with `device-lost` if it cannot, or with the signal's reason. */
+  async #recover(signal: AbortSignal): Promise<Transformer> {
+    const { device, reloadWeights } = this.#parts;
+    this.#sequences.clear();
+    let { weights } = this.#model;
+    try {
+      await device.recover(async (ops) => {
+        weights = await reloadWeights(ops, signal);
+      });
+    } catch (error) {
+      signal.throwIfAborted();
+      throw error;
+    }
+    const { ops, attention } = device;
+    this.#model = { ...this.#model, weights, ops, attention };
+    return this.#model;
   }
 }
 
@@ -217,6 +244,7 @@ interface EngineParts {
   readonly prompts: PromptEncoder;
   readonly device: DevicePair;
   readonly plan: AttentionPlans;
+  readonly reloadWeights: ReloadWeights;
   readonly model: Transformer;
 }
 

@@ -23,12 +23,16 @@ export async function openGpu(host: Host): Promise<GpuDevice> {
 }
 
 /** Rejects with `device-unavailable` if this GPU computes attention wrongly. */
-async function assertTrustworthy(gpu: GpuDevice, shape: KvShape): Promise<void> {
+export async function assertAttention(gpu: GpuDevice, shape: KvShape): Promise<void> {
   const { ok, maxError } = await selfTest(gpu, shape);
-  if (ok) return;
-  throw new InlayError(
+  if (!ok) throw selfTestError(gpu, "attention", maxError);
+}
+
+/** The error for a GPU that failed a self-test. */
+export function selfTestError(gpu: GpuDevice, what: string, maxError: number): InlayError {
+  return new InlayError(
     "device-unavailable",
-    `the GPU (${gpu.adapterInfo}) computed attention wrongly in its self-test: the largest relative error is ` +
+    `the GPU (${gpu.adapterInfo}) computed ${what} wrongly in its self-test: the largest relative error is ` +
       `${maxError.toPrecision(2)}; use device "wasm" and report the GPU`,
     { adapter: gpu.adapterInfo, maxError },
   );
@@ -37,12 +41,38 @@ async function assertTrustworthy(gpu: GpuDevice, shape: KvShape): Promise<void> 
 /** A device that is lost again and again is given up. */
 const MAX_RECOVERIES = 3;
 
+/** Opens lost devices again, but not forever. */
+export class Recoveries {
+  #n = 0;
+
+  /** Runs `reopen`. Rejects with `device-lost` when that fails, or when it has succeeded too often. */
+  async run(reopen: () => Promise<void>): Promise<void> {
+    if (this.#n === MAX_RECOVERIES)
+      throw new InlayError(
+        "device-lost",
+        `the GPU device was lost ${this.#n + 1} times; it is not opened again`,
+      );
+    try {
+      await reopen();
+      this.#n++;
+    } catch (cause) {
+      if (cause instanceof InlayError && cause.code === "device-lost") throw cause;
+      throw new InlayError(
+        "device-lost",
+        `the GPU device was lost and could not be opened again: ${cause}`,
+        {},
+        { cause },
+      );
+    }
+  }
+}
+
 /** Attention on a GPU that can be lost: after `recover` it works again, with empty caches. Owns the device. */
 export class RecoverableAttention implements AttentionOps {
   readonly device = "webgpu";
   #gpu: GpuDevice;
   #attention: HybridAttention;
-  #nRecoveries = 0;
+  readonly #recoveries = new Recoveries();
 
   private constructor(
     gpu: GpuDevice,
@@ -57,7 +87,7 @@ export class RecoverableAttention implements AttentionOps {
   /** Tests `gpu` and takes it over; it is disposed when this rejects. */
   static async open(gpu: GpuDevice, host: HostTensors, shape: KvShape): Promise<RecoverableAttention> {
     try {
-      await assertTrustworthy(gpu, shape);
+      await assertAttention(gpu, shape);
       return new RecoverableAttention(gpu, await HybridAttention.create(gpu, host, shape), host, shape);
     } catch (error) {
       gpu.dispose();
@@ -74,25 +104,13 @@ export class RecoverableAttention implements AttentionOps {
   }
 
   /** A new device in place of a lost one. Rejects with `device-lost` if it cannot be had. */
-  async recover(): Promise<void> {
-    if (++this.#nRecoveries > MAX_RECOVERIES)
-      throw new InlayError(
-        "device-lost",
-        `the GPU device was lost ${this.#nRecoveries} times; it is not opened again`,
-      );
-    try {
+  recover(): Promise<void> {
+    return this.#recoveries.run(async () => {
       const gpu = await this.#gpu.recreate();
       this.#attention.dispose();
       this.#gpu = gpu;
       this.#attention = await HybridAttention.create(gpu, this.host, this.shape);
-    } catch (cause) {
-      throw new InlayError(
-        "device-lost",
-        `the GPU device was lost and could not be opened again: ${cause}`,
-        {},
-        { cause },
-      );
-    }
+    });
   }
 
   memory(): { kv: number; scratch: number } {

@@ -18,7 +18,8 @@ import { type TextPiece, TextStream } from "./text-stream.ts";
 
 /** What generation runs on. */
 export interface GenerateContext {
-  readonly model: Transformer;
+  /** Replaced when its device was lost. */
+  model: Transformer;
   readonly tokenizer: Tokenizer;
   readonly sequences: SequenceStore;
   /** How the prompt is attended to, and how decoding is. */
@@ -28,8 +29,8 @@ export interface GenerateContext {
   /** Prompt tokens per forward call. */
   readonly prefillChunk: number;
   readonly device: "wasm" | "hybrid" | "webgpu";
-  /** Makes a lost GPU device anew, without what was cached on it. Rejects with `device-lost` if it cannot. */
-  recover(): Promise<void>;
+  /** The model on a new device, without what was cached on the lost one. Rejects with `device-lost` if that cannot be. */
+  recover(): Promise<Transformer>;
 }
 
 /** One answer to generate, with the prompt already in tokens. */
@@ -203,7 +204,7 @@ async function step(
     return await call(context, sequence, ids, plan, checkpoint, wantsLogits);
   } catch (error) {
     if (!(error instanceof InlayError && error.code === "device-lost")) throw error;
-    await context.recover();
+    context.model = await context.recover();
   }
   const before = Uint32Array.from(sequence.ids);
   sequence.restart(context.sequences.createCache());

@@ -2,6 +2,7 @@
 
 import type { WasmVariant } from "../backend/wasm/variant.ts";
 import { InlayError } from "../errors.ts";
+import { besideModule, startable } from "../rpc/worker-url.ts";
 import type { ComputeWorker, Host } from "./host.ts";
 
 /** Written out one by one, so that bundlers see and copy the files. */
@@ -55,10 +56,13 @@ async function compile(url: URL): Promise<WebAssembly.Module> {
 }
 
 function startComputeWorker(): ComputeWorker {
-  const worker = new Worker(new URL("./compute-worker.js", import.meta.url), {
-    type: "module",
-    name: "inlay-compute",
-  });
+  const name = "inlay-compute";
+  const url = besideModule("compute-worker.js", import.meta.url);
+  const worker =
+    url.origin === location.origin
+      ? // Bundlers look for exactly these words.
+        new Worker(new URL("./compute-worker.js", import.meta.url), { type: "module", name })
+      : new Worker(startable(url), { type: "module", name });
   return {
     post: (message) => worker.postMessage(message),
     listen(onMessage, onFailure) {

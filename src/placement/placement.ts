@@ -1,9 +1,10 @@
 /**
  * `device: "auto"`: where attention runs, decided by measuring it on the user's device.
  *
- * The linear algebra of `wasm` and `hybrid` is the same, so one layer's attention is timed on both: reading a prompt
- * and answering at two context lengths. The result is remembered per adapter, model shape and version, since it is
- * a property of the machine (FlashDecoding++'s heuristic dataflow, Hong et al. 2023, arXiv:2311.01282, sec. 5).
+ * Only `wasm` and `hybrid` are candidates; `webgpu` runs when it is asked for. The linear algebra of the two is the
+ * same, so one layer's attention is timed on both: reading a prompt and answering at two context lengths. The result is
+ * remembered per adapter, model shape and version, since it is a property of the machine (FlashDecoding++'s heuristic
+ * dataflow, Hong et al. 2023, arXiv:2311.01282, sec. 5).
  */
 
 import type { WasmOps } from "../backend/wasm/wasm-ops.ts";

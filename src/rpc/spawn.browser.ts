@@ -2,15 +2,20 @@
 
 import { InlayError } from "../errors.ts";
 import type { EngineWorker } from "./client.ts";
+import { besideModule, startable } from "./worker-url.ts";
 
 /** `script`: the worker's address, when it is not beside this module. */
 export function spawnEngineWorker(script: string | null): EngineWorker {
-  // Written like this for bundlers, which look for exactly `new URL("…", import.meta.url)`.
+  const name = "inlay-engine";
   const url =
-    script === null ? new URL("./engine-worker.js", import.meta.url) : new URL(script, location.href);
+    script === null ? besideModule("engine-worker.js", import.meta.url) : new URL(script, location.href);
   let worker: Worker;
   try {
-    worker = new Worker(sameOrigin(url), { type: "module", name: "inlay-engine" });
+    worker =
+      script === null && url.origin === location.origin
+        ? // Bundlers look for exactly these words; they bundle the worker with what it needs.
+          new Worker(new URL("./engine-worker.js", import.meta.url), { type: "module", name })
+        : new Worker(startable(url), { type: "module", name });
   } catch (cause) {
     throw new InlayError(
       "worker-died",
@@ -39,14 +44,4 @@ export function spawnEngineWorker(script: string | null): EngineWorker {
     },
     terminate: () => worker.terminate(),
   };
-}
-
-/**
- * Workers must come from the page's own origin; modules they import need not. A worker elsewhere (a CDN) is
- * therefore started through a one-line module of our own.
- */
-function sameOrigin(url: URL): URL | string {
-  if (url.origin === location.origin || url.protocol === "blob:" || url.protocol === "data:") return url;
-  const starter = new Blob([`import ${JSON.stringify(url.href)};`], { type: "text/javascript" });
-  return URL.createObjectURL(starter);
 }

@@ -7,9 +7,7 @@ import type { EngineWorker } from "./client.ts";
 
 /** `script`: path or file URL of the worker's bundle, when it is not beside this module. */
 export function spawnEngineWorker(script: string | null): EngineWorker {
-  const url = script === null ? new URL("./engine-worker.node.mjs", import.meta.url) : script;
-  // The environment is shared because the GPU driver reads it: see nodeGpu in src/host/node.ts.
-  const worker = new Worker(url, { name: "inlay-engine", env: SHARE_ENV });
+  const worker = startWorker(script);
   return {
     endpoint: nodeEndpoint(worker),
     onDeath: (f) => {
@@ -22,4 +20,22 @@ export function spawnEngineWorker(script: string | null): EngineWorker {
     },
     terminate: () => void worker.terminate(),
   };
+}
+
+function startWorker(script: string | null): Worker {
+  try {
+    const file = script?.startsWith("file:") ? new URL(script) : script;
+    // The environment is shared because the GPU driver reads it: see nodeGpu in src/host/node.ts.
+    return new Worker(file ?? new URL("./engine-worker.node.mjs", import.meta.url), {
+      name: "inlay-engine",
+      env: SHARE_ENV,
+    });
+  } catch (cause) {
+    throw new InlayError(
+      "worker-died",
+      `the engine's thread ${script} could not be started: ${cause instanceof Error ? cause.message : cause}`,
+      { script },
+      { cause },
+    );
+  }
 }

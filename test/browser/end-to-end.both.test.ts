@@ -2,6 +2,7 @@
 
 import { assert } from "chai";
 import { loadModel, type Model, type ModelInput } from "/dist/inlay.js";
+import { forward, loadReferenceModel } from "../reference/model.ts";
 import { isIsolated, requireShared, requireThreads, requireWebGpu } from "./harness/index.ts";
 
 interface GreedyCase {
@@ -16,6 +17,9 @@ const MODELS = [
   ["tinystories-656k", "tinystories-656k-f32.gguf"],
   ["tinystories-656k", "tinystories-656k-q8_0.gguf"],
 ] as const;
+
+/** No threads take part in device "webgpu", so that isolation changes nothing; a software GPU takes long to compile. */
+const GPU_MODELS = isIsolated ? [] : MODELS;
 
 async function expectedCases(context: Mocha.Context, folder: string, file: string): Promise<GreedyCase[]> {
   const url = await requireShared(context, `data/models/${folder}/expected-greedy.json`);
@@ -90,6 +94,51 @@ describe("llama.cpp's greedy tokens", function () {
         assert.equal(model.config.device.kind, "hybrid");
         assert.isNotEmpty(model.config.device.gpu);
         await assertGreedy(this, model, folder, file, 40);
+      } finally {
+        await model.dispose();
+      }
+    });
+
+  for (const [folder, file] of GPU_MODELS.filter(([, name]) => name.includes("f32")))
+    it(`${file} on WebGPU`, async function () {
+      await requireWebGpu(this);
+      const url = await requireShared(this, `data/models/${folder}/${file}`);
+      const model = await loadModel(url, { device: "webgpu" });
+      try {
+        assert.equal(model.config.device.kind, "webgpu");
+        assert.isNotEmpty(model.config.device.gpu);
+        await assertGreedy(this, model, folder, file, 40);
+        const { weights, gpu } = await model.memory();
+        assert.isAbove(weights, 1_000_000);
+        assert.isAtLeast(gpu, weights);
+      } finally {
+        await model.dispose();
+      }
+    });
+});
+
+// llama.cpp rounds the inputs of quantized products to int8, WebGPU does not round them: its choices are those of the
+// exact logits, which now and then are others than llama.cpp's.
+describe("the exact logits' greedy tokens", function () {
+  this.timeout(240_000);
+
+  for (const [folder, file] of GPU_MODELS.filter(([, name]) => name.includes("q8_0")))
+    it(`${file} on WebGPU`, async function () {
+      await requireWebGpu(this);
+      const url = await requireShared(this, `data/models/${folder}/${file}`);
+      const reference = loadReferenceModel(new Uint8Array(await (await fetch(url)).arrayBuffer()));
+      const model = await loadModel(url, { device: "webgpu" });
+      try {
+        for (const { prompt, promptTokens } of await expectedCases(this, folder, file)) {
+          const ids = await greedyIds(model, prompt, 40);
+          const tokens = [...promptTokens, ...ids].slice(0, -1);
+          const exact = forward(reference, tokens).slice(promptTokens.length - 1);
+          for (const [step, id] of ids.entries()) {
+            const best = Math.max(...exact[step]!);
+            const what = `${JSON.stringify(prompt)}: token ${step}`;
+            assert.isAtLeast(exact[step]![id]!, best - 1e-4 * Math.abs(best), what);
+          }
+        }
       } finally {
         await model.dispose();
       }

@@ -8,7 +8,10 @@ import { join } from "node:path";
 import { after, describe, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
+import { nodeGpu } from "../fixtures/node-gpu.ts";
 import { sharedPath } from "../fixtures/shared.ts";
+
+const gpu = await nodeGpu();
 
 const CLI = fileURLToPath(new URL("../../dist/cli.mjs", import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), "inlay-cli-"));
@@ -45,6 +48,27 @@ describe("run", () => {
     assert.equal(value.tokenIds.length, value.usage.completion_tokens);
     assert.equal(value.promptTokenIds.length, value.usage.prompt_tokens);
     assert.equal(value.device.kind, "wasm");
+  });
+
+  test("--device webgpu runs everything on the GPU", { skip: gpu.skip }, () => {
+    const { status, value } = json(
+      "run",
+      MODEL,
+      "--device",
+      "webgpu",
+      "--prompt",
+      "Hello",
+      "--max-tokens",
+      "3",
+    );
+    assert.equal(status, 0, JSON.stringify(value));
+    const { kind, threads, gpu: name } = value.device;
+    assert.deepEqual(
+      { kind, threads, hasName: name.length > 0 },
+      { kind: "webgpu", threads: 1, hasName: true },
+    );
+    assert.equal(value.usage.extra.device, "webgpu");
+    assert.equal(value.tokenIds.length, value.usage.completion_tokens);
   });
 
   test("text goes to standard output, and is the text of the JSON", () => {
@@ -163,8 +187,8 @@ describe("tokenize and detokenize", () => {
     test(`${name}: every row of llama.cpp's vectors, in one file and one by one`, (t) => {
       const vocabulary = sharedPath("data/tokenizers", `ggml-vocab-${name}.gguf`);
       if (vocabulary === undefined) return t.skip("../shared is not on this machine");
-      const inputs = readFileSync(`${vocabulary}.inp`, "utf8").split("\n__ggml_vocab_test__\n");
-      const outputs = readFileSync(`${vocabulary}.out`, "utf8").trimEnd().split("\n");
+      const inputs = readFileSync(`${vocabulary}.inp`, "utf8").split("\n__ggml_vocab_test__\n").slice(0, -1);
+      const outputs = readFileSync(`${vocabulary}.out`, "utf8").replace(/\n$/, "").split("\n");
       assert.equal(inputs.length, outputs.length);
       // All rows go through the library in tokenizer-vectors.test.ts; here a few of them through the command.
       for (const i of [3, 17, 31, 40, inputs.length - 1]) {

@@ -4,8 +4,9 @@
  *
  * What is compared is the relative error of each position's logits, |a - b| / |b| in the 2-norm. F32 leaves the
  * rounding of sums: 2e-5 is allowed (design: 1e-4). With quantized weights the reference rounds activations as the
- * kernels do, so the same is left, plus the values that lie so close to the edge between two int8 levels that f32
- * and f64 round them apart; each such value moves the logits of these tiny models by about 1e-3, and 1e-2 is allowed.
+ * kernels do, so the same is left (6e-8 measured), until a value lies so close to the edge between two int8 levels that
+ * f32 and f64 round it apart: such a value moves the logits of these tiny models, from its position on, by up to 2e-2.
+ * So one position at least must agree to 2e-5, and all to 5e-2.
  */
 
 import assert from "node:assert/strict";
@@ -42,21 +43,21 @@ function randomIds(n: number, vocabSize: number, seed: number): Uint32Array<Arra
   return Uint32Array.from({ length: n }, () => Math.floor(next() * vocabSize));
 }
 
-/** Largest relative error of one position's logits. */
-function relativeError(actual: Float32Array, expected: readonly ArrayLike<number>[]): number {
-  let worst = 0;
-  expected.forEach((row, t) => {
+/** Relative error of each position's logits. */
+function relativeErrors(actual: Float32Array, expected: readonly ArrayLike<number>[]): number[] {
+  return expected.map((row, t) => {
     let difference = 0;
     let size = 0;
     for (let i = 0; i < row.length; i++) {
       difference += (actual[t * row.length + i]! - row[i]!) ** 2;
       size += row[i]! ** 2;
     }
-    const error = Math.sqrt(difference / size);
-    worst = error > worst || Number.isNaN(error) ? error : worst;
+    return Math.sqrt(difference / size);
   });
-  return worst;
 }
+
+const SUMS_ROUNDED = 2e-5;
+const LEVELS_ROUNDED_APART = 5e-2;
 
 async function checkModel(
   preset: PresetName,
@@ -64,18 +65,16 @@ async function checkModel(
   variant: (typeof SINGLE_THREAD_VARIANTS)[number],
   nTokens: number,
   chunks: readonly number[],
-  tolerance: number,
 ) {
   const bytes = tinyGguf(preset, { type, seed: 11 });
   const model = await openTransformer(bytes, await instantiate(variant));
   const ids = randomIds(nTokens, model.config.vocabSize, 5);
   const expected = forward(referenceModel(bytes), Array.from(ids));
   for (const chunk of chunks) {
-    const error = relativeError(await logitsOf(model, ids, chunk), expected);
-    assert.ok(
-      error <= tolerance,
-      `${preset} ${type}, chunks of ${chunk}: relative error ${error} > ${tolerance}`,
-    );
+    const errors = relativeErrors(await logitsOf(model, ids, chunk), expected);
+    const where = `${preset} ${type}, chunks of ${chunk}: relative errors ${errors}`;
+    assert.ok(Math.min(...errors) <= SUMS_ROUNDED, where);
+    assert.ok(Math.max(...errors) <= (type === "F32" ? SUMS_ROUNDED : LEVELS_ROUNDED_APART), where);
   }
   assert.equal(model.ops.memory().scratch, 0, "activations are freed");
 }
@@ -84,10 +83,9 @@ for (const variant of SINGLE_THREAD_VARIANTS) {
   describe(`forward pass, ${variant} build`, { skip: cannotRun(variant) }, () => {
     for (const preset of TINY_MODELS)
       test(`${preset} in F32, at once, in chunks and token by token`, () =>
-        checkModel(preset, "F32", variant, 70, [70, 33, 7, 1], 2e-5));
+        checkModel(preset, "F32", variant, 70, [70, 33, 7, 1]));
     for (const type of FILE_TYPES)
-      test(`${type}`, () =>
-        checkModel("tiny-llama-k", type, variant, 12, [12, 5], type === "F32" ? 2e-5 : 1e-2));
+      test(`${type}`, () => checkModel("tiny-llama-k", type, variant, 12, [12, 5]));
   });
 }
 
@@ -97,7 +95,7 @@ test("more than 256 keys, where the flash kernel takes over from the exact one",
   const ids = randomIds(300, model.config.vocabSize, 9);
   const expected = forward(referenceModel(bytes), Array.from(ids));
   for (const chunk of [300, 128]) {
-    const error = relativeError(await logitsOf(model, ids, chunk), expected);
-    assert.ok(error <= 2e-5, `chunks of ${chunk}: ${error}`);
+    const errors = relativeErrors(await logitsOf(model, ids, chunk), expected);
+    assert.ok(Math.max(...errors) <= SUMS_ROUNDED, `chunks of ${chunk}: ${errors}`);
   }
 });

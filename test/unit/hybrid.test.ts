@@ -6,35 +6,13 @@ import { InlayError } from "../../src/errors.ts";
 import { collect, greedy, loadEngine, TEST_HOST } from "../fixtures/engine.ts";
 import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
 import { nodeGpu } from "../fixtures/node-gpu.ts";
+import { spiedGpu } from "../fixtures/spied-gpu.ts";
 
 const found = await nodeGpu();
 const { skip } = found;
 
 const BYTES = tinyGguf("tiny-llama", { type: "F32", seed: 6 });
 const PROMPT = Array.from({ length: 70 }, (_, i) => 30 + ((i * 53) % 250));
-
-/** A GPU that tells of the devices it makes, so that a test can destroy them; adapters may be taken away. */
-function spiedGpu(gpu: GPU) {
-  const devices: GPUDevice[] = [];
-  const state = { hasAdapter: true };
-  const spied = new Proxy(gpu, {
-    get(target, name) {
-      if (name !== "requestAdapter") return Reflect.get(target, name, target);
-      return async (options?: GPURequestAdapterOptions) => {
-        const adapter = state.hasAdapter ? await target.requestAdapter(options) : null;
-        if (!adapter) return null;
-        const requestDevice = adapter.requestDevice.bind(adapter);
-        adapter.requestDevice = async (descriptor) => {
-          const device = await requestDevice(descriptor);
-          devices.push(device);
-          return device;
-        };
-        return adapter;
-      };
-    },
-  });
-  return { gpu: spied, devices, state };
-}
 
 describe("device hybrid", { skip }, () => {
   if (found.skip !== false) return;
@@ -78,6 +56,18 @@ describe("device hybrid", { skip }, () => {
     assert.equal(nLost, 2);
     assert.equal(spy.devices.length, 3);
     assert.deepEqual(ids, await wasmAnswer);
+    await engine.dispose();
+  });
+
+  test("a device lost between answers is opened again", async () => {
+    const spy = spiedGpu(gpu);
+    const engine = await loadEngine(BYTES, { device: "hybrid" }, { ...host, gpu: async () => spy.gpu });
+    const lost = spy.devices.at(-1)!;
+    lost.destroy();
+    await lost.lost;
+    const { ids } = await collect(engine.generate(greedy(PROMPT, 40)));
+    assert.deepEqual(ids, await wasmAnswer);
+    assert.equal(spy.devices.length, 2);
     await engine.dispose();
   });
 

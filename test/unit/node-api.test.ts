@@ -8,10 +8,13 @@ import { after, describe, test } from "node:test";
 import type * as Inlay from "../../src/index.node.ts";
 import { makeGgufShards } from "../../tools/gguf/model.mjs";
 import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
+import { nodeGpu } from "../fixtures/node-gpu.ts";
 import { sharedPath } from "../fixtures/shared.ts";
 
 const BUNDLE = "../../dist/node.mjs";
 const { InlayError, loadModel } = (await import(BUNDLE)) as typeof Inlay;
+
+const gpu = await nodeGpu();
 
 const folder = mkdtempSync(join(tmpdir(), "inlay-node-api-"));
 after(() => rmSync(folder, { recursive: true }));
@@ -120,15 +123,27 @@ test("an engine that dies rejects everything that waits for it", async () => {
   writeFileSync(
     dying,
     `import { parentPort } from "node:worker_threads";
+     await import(${JSON.stringify(new URL("../../dist/engine-worker.node.mjs", import.meta.url).href)});
      let nMessages = 0;
-     parentPort.on("message", () => { if (++nMessages > 1) process.exit(3); });
-     await import(${JSON.stringify(new URL("../../dist/engine-worker.node.mjs", import.meta.url).href)});`,
+     parentPort.on("message", () => { if (++nMessages > 1) process.exit(3); });`,
   );
   const model = await loadModel(path, { device: "wasm", threads: 1, assets: { worker: dying } });
   const died = inlayError("worker-died", /status 3/);
   await assert.rejects(model.tokenize("x"), died);
   await assert.rejects(model.chat.completions.create(REQUEST), died);
   await model.dispose();
+});
+
+test("the engine's script may be a file URL; one that cannot be started is said", async () => {
+  const script = new URL("../../dist/engine-worker.node.mjs", import.meta.url);
+  const options = { device: "wasm", threads: 1 } as const;
+  const model = await loadModel(path, { ...options, assets: { worker: script.href } });
+  assert.ok((await answer(model)).length > 0);
+  await model.dispose();
+  const relative = loadModel(path, { ...options, assets: { worker: "engine-worker.node.mjs" } });
+  await assert.rejects(relative, inlayError("worker-died", /engine-worker\.node\.mjs could not be started/));
+  const absent = loadModel(path, { ...options, assets: { worker: join(folder, "absent.mjs") } });
+  await assert.rejects(absent, inlayError("worker-died", /absent\.mjs/));
 });
 
 test("peak memory stays below 1.15 times the file, plus KV cache and activations", async (t) => {
@@ -150,6 +165,37 @@ test("peak memory stays below 1.15 times the file, plus KV cache and activations
   await model.dispose();
 });
 
+interface GreedyCase {
+  readonly prompt: string;
+  readonly generatedTokens: number[];
+}
+
+/** A model file and llama.cpp's answers; undefined where there is no shared data. */
+function greedyCases(name: string, file: string): { modelPath: string; cases: GreedyCase[] } | undefined {
+  const modelPath = sharedPath("data/models", name, `${file}.gguf`);
+  const expected = sharedPath("data/models", name, "expected-greedy.json");
+  if (modelPath === undefined || expected === undefined) return undefined;
+  return { modelPath, cases: JSON.parse(readFileSync(expected, "utf8")).variants[`${file}.gguf`] };
+}
+
+/** Asserts that `model` answers as llama.cpp does, in the first `nTokens` tokens. */
+async function assertGreedy(
+  model: Inlay.Model,
+  cases: readonly GreedyCase[],
+  nTokens: number,
+): Promise<void> {
+  for (const { prompt, generatedTokens } of cases) {
+    const wanted = generatedTokens.slice(0, nTokens);
+    const ids: number[] = [];
+    const request = { prompt, max_tokens: wanted.length, temperature: 0 };
+    for await (const event of model.complete(request)) {
+      if (event.kind === "text") ids.push(...event.tokenIds);
+      if (event.kind === "end" && event.endTokenId !== undefined) ids.push(event.endTokenId);
+    }
+    assert.deepEqual(ids, wanted, JSON.stringify(prompt));
+  }
+}
+
 describe("llama.cpp's greedy tokens through the Node build", () => {
   for (const [name, file] of [
     ["stories260K", "stories260K-f32"],
@@ -159,21 +205,22 @@ describe("llama.cpp's greedy tokens through the Node build", () => {
   ] as const)
     for (const threads of [1, 2])
       test(`${file}, ${threads} thread(s)`, async (t) => {
-        const modelPath = sharedPath("data/models", name, `${file}.gguf`);
-        if (modelPath === undefined) return t.skip("../shared is not on this machine");
-        const expected = JSON.parse(
-          readFileSync(sharedPath("data/models", name, "expected-greedy.json")!, "utf8"),
-        );
-        const model = await loadModel(modelPath, { device: "wasm", threads });
-        for (const { prompt, generatedTokens } of expected.variants[`${file}.gguf`]) {
-          const ids: number[] = [];
-          const request = { prompt, max_tokens: generatedTokens.length, temperature: 0 };
-          for await (const event of model.complete(request)) {
-            if (event.kind === "text") ids.push(...event.tokenIds);
-            if (event.kind === "end" && event.endTokenId !== undefined) ids.push(event.endTokenId);
-          }
-          assert.deepEqual(ids, generatedTokens, JSON.stringify(prompt));
-        }
+        const found = greedyCases(name, file);
+        if (!found) return t.skip("../shared is not on this machine");
+        const model = await loadModel(found.modelPath, { device: "wasm", threads });
+        await assertGreedy(model, found.cases, Infinity);
         await model.dispose();
       });
+
+  // Quantized files: test/unit/webgpu-forward.test.ts.
+  for (const name of ["stories260K", "tinystories-656k"])
+    test(`${name}-f32 on WebGPU`, async (t) => {
+      const found = greedyCases(name, `${name}-f32`);
+      if (!found) return t.skip("../shared is not on this machine");
+      if (gpu.skip !== false) return t.skip(gpu.skip);
+      const model = await loadModel(found.modelPath, { device: "webgpu" });
+      assert.equal(model.config.device.kind, "webgpu");
+      await assertGreedy(model, found.cases.slice(0, 2), 40);
+      await model.dispose();
+    });
 });

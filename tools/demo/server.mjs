@@ -37,7 +37,7 @@ const CONTENT_SECURITY_POLICY = [
   "style-src 'self'",
   "img-src 'self'",
   // Models may come from anywhere.
-  "connect-src 'self' https: http://localhost:*",
+  "connect-src 'self' https: http:",
   "base-uri 'none'",
   "form-action 'none'",
   "frame-ancestors 'self'",

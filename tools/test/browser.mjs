@@ -10,6 +10,7 @@ import { fromRollup, nodeResolve } from "@web/dev-server-rollup";
 import { chromeLauncher, puppeteerCore } from "@web/test-runner-chrome";
 import { SESSION_STATUS, TestRunner } from "@web/test-runner-core";
 import { canInstall, freePort, ROOT } from "../setup/shell.mjs";
+import { CHROMIUM_FLAGS } from "./chromium-flags.mjs";
 import { fileLine, record, withoutNoise } from "./results.mjs";
 import { isolate, serveShared, typescriptPlugin, wgslPlugin } from "./server-plugins.mjs";
 import { webkitLauncher } from "./webkit-launcher.mjs";
@@ -17,20 +18,6 @@ import { webkitLauncher } from "./webkit-launcher.mjs";
 const args = process.argv.slice(2);
 const isIsolated = args[0] === "--isolated";
 const [browsers, ...files] = isIsolated ? args.slice(1) : args;
-
-const CHROMIUM_FLAGS = [
-  // SwiftShader on every machine: the same adapter everywhere, and no graphics card is needed.
-  "--enable-unsafe-webgpu",
-  "--use-webgpu-adapter=swiftshader",
-  "--disable-background-networking",
-  "--disable-component-update",
-  "--disable-sync",
-  "--no-first-run",
-  // Root and most containers cannot have the sandbox, and the pages are our own.
-  "--no-sandbox",
-  // Docker gives /dev/shm 64 MB.
-  "--disable-dev-shm-usage",
-];
 
 const FIREFOX_PREFERENCES = {
   "dom.webgpu.enabled": true,
@@ -162,7 +149,7 @@ const runner = new TestRunner({
   coverageConfig: {},
   testFramework: {
     path: createRequire(import.meta.url).resolve("@web/test-runner-mocha/dist/autorun.js"),
-    config: { timeout: 60_000 },
+    config: { timeout: 180_000 },
   },
   testRunnerHtml: page,
   middleware: [...(isIsolated ? [isolate] : []), serveShared],

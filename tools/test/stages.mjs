@@ -98,6 +98,7 @@ export async function unitTests(filters) {
       "--test",
       `--test-reporter=${path.join(ROOT, "tools/test/node-reporter.mjs")}`,
       "--test-concurrency=2",
+      "--test-timeout=600000", // milliseconds, of a file
     ],
   ];
   const env = { XDG_RUNTIME_DIR: process.env.XDG_RUNTIME_DIR ?? os.tmpdir() }; // the Vulkan loader complains without

@@ -14,35 +14,74 @@
 
 namespace {
 
+// N vectors of four values, computed together: they share the broadcast operand and hide each other's latency.
+template <int N>
+struct Vectors {
+  f32x4 v[N];
+};
+
+template <int N>
+INLAY_INLINE Vectors<N> zero() {
+  Vectors<N> sum;
+  for (int i = 0; i < N; i++) sum.v[i] = f32x4_zero();
+  return sum;
+}
+
+template <int N>
+INLAY_INLINE Vectors<N> add(const Vectors<N>& a, const Vectors<N>& b) {
+  Vectors<N> sum;
+  for (int i = 0; i < N; i++) sum.v[i] = wasm_f32x4_add(a.v[i], b.v[i]);
+  return sum;
+}
+
+// sum += x * (the N vectors at p), unfused.
+template <int N>
+INLAY_INLINE void add_product(Vectors<N>& sum, const float* x, const float* p) {
+  const f32x4 factor = f32x4_load_splat(x);
+  for (int i = 0; i < N; i++)
+    sum.v[i] = wasm_f32x4_add(sum.v[i], wasm_f32x4_mul(factor, wasm_v128_load(p + 4 * i)));
+}
+
 // Visits partial sums in the order that ggml adds them up: four groups, each (l + (l + 8)) + ((l + 4) + (l + 12)).
 // `partial(i)` is the i-th of 16 partial sums.
-template <class F>
-INLAY_INLINE f32x4 sum_partials(const F& partial) {
-  f32x4 total = f32x4_zero();
+template <int N, class F>
+INLAY_INLINE Vectors<N> sum_partials(const F& partial) {
+  Vectors<N> total;
   for (int l = 0; l < 4; l++) {
-    const f32x4 a = wasm_f32x4_add(partial(l), partial(l + 8));
-    const f32x4 b = wasm_f32x4_add(partial(l + 4), partial(l + 12));
-    const f32x4 group = wasm_f32x4_add(a, b);
-    total = l == 0 ? group : wasm_f32x4_add(total, group);
+    const Vectors<N> a = add(partial(l), partial(l + 8));
+    const Vectors<N> b = add(partial(l + 4), partial(l + 12));
+    total = l == 0 ? add(a, b) : add(total, add(a, b));
   }
   return total;
 }
 
-// q · k of four neighbouring tokens.  k: (head_dim, 32), from the first of the four.
-INLAY_INLINE f32x4 dot_four_tokens(const float* q, const float* k, int head_dim) {
+// q · k of 4 N neighbouring tokens.  k: (head_dim, 32), from the first of them.
+template <int N>
+INLAY_INLINE Vectors<N> dot_tokens(const float* q, const float* k, int head_dim) {
   const int even = head_dim & ~15;
-  f32x4 sum = f32x4_zero();
+  Vectors<N> sum = zero<N>();
   if (even > 0) {
-    sum = sum_partials([&](int i) {
-      f32x4 partial = f32x4_zero();
-      for (int c = i; c < even; c += 16)
-        partial = wasm_f32x4_add(partial, wasm_f32x4_mul(f32x4_load_splat(q + c), wasm_v128_load(k + c * kPageTokens)));
+    sum = sum_partials<N>([&](int i) {
+      Vectors<N> partial = zero<N>();
+      for (int c = i; c < even; c += 16) add_product(partial, q + c, k + c * kPageTokens);
       return partial;
     });
   }
-  for (int c = even; c < head_dim; c++)
-    sum = wasm_f32x4_add(sum, wasm_f32x4_mul(f32x4_load_splat(q + c), wasm_v128_load(k + c * kPageTokens)));
+  for (int c = even; c < head_dim; c++) add_product(sum, q + c, k + c * kPageTokens);
   return sum;
+}
+
+// Dimensions [c, c + 4 N) of sum_j p_j v_j.
+template <int N>
+INLAY_INLINE void weigh(const ExactRow& row, const float* scores, int c, float* out) {
+  const int n_keys = row.n_pages * kPageTokens;
+  const Vectors<N> sum = sum_partials<N>([&](int i) {
+    Vectors<N> partial = zero<N>();
+    for (int j = i; j < n_keys; j += 16)
+      add_product(partial, scores + j, row.v[j / kPageTokens] + (j % kPageTokens) * row.head_dim + c);
+    return partial;
+  });
+  for (int i = 0; i < N; i++) wasm_v128_store(out + c + 4 * i, sum.v[i]);
 }
 
 // Scores -> probabilities in place; keys whose score is -infinity get 0.
@@ -70,26 +109,18 @@ void attend_row_exact(const ExactRow& row, float* scores, float* out) {
   const int head_dim = row.head_dim;
   for (int i = 0; i < row.n_pages; i++) {
     float* page_scores = scores + i * kPageTokens;
-    for (int v = 0; v < kPageTokens; v += 4) {
-      const f32x4 x = wasm_f32x4_mul(dot_four_tokens(row.q, row.k[i] + v, head_dim), wasm_f32x4_splat(row.scale));
-      wasm_v128_store(page_scores + v, x);
+    for (int token = 0; token < kPageTokens; token += 16) {
+      const Vectors<4> x = dot_tokens<4>(row.q, row.k[i] + token, head_dim);
+      for (int v = 0; v < 4; v++)
+        wasm_v128_store(page_scores + token + 4 * v, wasm_f32x4_mul(x.v[v], wasm_f32x4_splat(row.scale)));
     }
     if (row.softcap > 0)
       for (int j = 0; j < kPageTokens; j++) page_scores[j] = row.softcap * tanhf(page_scores[j] / row.softcap);
     for (int j = 0; j < kPageTokens; j++)
       if ((row.keep[i] >> j & 1) == 0) page_scores[j] = -__builtin_inff();
   }
-  const int n_keys = row.n_pages * kPageTokens;
-  softmax(scores, n_keys);
-  for (int c = 0; c < head_dim; c += 4) {
-    const f32x4 sum = sum_partials([&](int i) {
-      f32x4 partial = f32x4_zero();
-      for (int j = i; j < n_keys; j += 16) {
-        const float* value = row.v[j / kPageTokens] + (j % kPageTokens) * head_dim + c;
-        partial = wasm_f32x4_add(partial, wasm_f32x4_mul(f32x4_load_splat(scores + j), wasm_v128_load(value)));
-      }
-      return partial;
-    });
-    wasm_v128_store(out + c, sum);
-  }
+  softmax(scores, row.n_pages * kPageTokens);
+  int c = 0;
+  for (; c + 16 <= head_dim; c += 16) weigh<4>(row, scores, c, out);
+  for (; c < head_dim; c += 8) weigh<2>(row, scores, c, out);
 }

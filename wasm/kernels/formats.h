@@ -3,7 +3,8 @@
 //   kColumns     columns of a unit (32 or 256), cut into steps of 32 columns
 //   kBytes       bytes of a unit: four rows' file blocks
 //   kScales      scales per row and step: 1 (per 32 columns) or 2 (per 16)
-//   kHasMin      weight = scale * q + min, else weight = scale * q
+//   kOffset      weight = scale * (q - kOffset); a power of two, or 0
+//   kHasMin      weight = scale * q + min (and kOffset is 0)
 //   kMaxQ        q lies in [0, kMaxQ] when unsigned
 //   kSigned      q is a signed 8-bit number
 //   scales(p, d, m)   d[step * kScales + i], m[...]: f32x4, one row a lane
@@ -18,7 +19,7 @@
 
 // Bytes of vector i of a nibble plane: low nibbles of the 64 bytes are columns 0..15 of the step, high nibbles 16..31.
 INLAY_INLINE void unpack_nibbles(const uint8_t* p, i8x16 q[8]) {
-  const v128_t low = wasm_i8x16_const_splat(0x0f);
+  const v128_t low = simd_constants.low_nibbles;
   for (int i = 0; i < 4; i++) {
     const v128_t bytes = wasm_v128_load(p + 16 * i);
     q[i] = wasm_v128_and(bytes, low);
@@ -50,19 +51,16 @@ INLAY_INLINE f32x4 load_i8x4(const uint8_t* p) {
 // Q4_0: d * (q - 8).  Unit: d f16[4], nibbles[64].
 struct FormatQ4_0 {
   static constexpr uint32_t kType = kQ4_0;
-  static constexpr int kColumns = 32, kBytes = 72, kScales = 1, kMaxQ = 15;
-  static constexpr bool kHasMin = true, kSigned = false;
-  INLAY_INLINE void scales(const uint8_t* p, f32x4* d, f32x4* m) {
-    d[0] = f32x4_load_f16(p);
-    m[0] = wasm_f32x4_mul(d[0], wasm_f32x4_const_splat(-8.0f));
-  }
+  static constexpr int kColumns = 32, kBytes = 72, kScales = 1, kMaxQ = 15, kOffset = 8;
+  static constexpr bool kHasMin = false, kSigned = false;
+  INLAY_INLINE void scales(const uint8_t* p, f32x4* d, f32x4*) { d[0] = f32x4_load_f16(p); }
   INLAY_INLINE void quants(const uint8_t* p, int, i8x16 q[8]) { unpack_nibbles(p + 8, q); }
 };
 
 // Q4_1: d * q + m.  Unit: d f16[4], m f16[4], nibbles[64].
 struct FormatQ4_1 {
   static constexpr uint32_t kType = kQ4_1;
-  static constexpr int kColumns = 32, kBytes = 80, kScales = 1, kMaxQ = 15;
+  static constexpr int kColumns = 32, kBytes = 80, kScales = 1, kMaxQ = 15, kOffset = 0;
   static constexpr bool kHasMin = true, kSigned = false;
   INLAY_INLINE void scales(const uint8_t* p, f32x4* d, f32x4* m) {
     d[0] = f32x4_load_f16(p);
@@ -74,12 +72,9 @@ struct FormatQ4_1 {
 // Q5_0: d * (q - 16).  Unit: d f16[4], fifth bits[16], nibbles[64].
 struct FormatQ5_0 {
   static constexpr uint32_t kType = kQ5_0;
-  static constexpr int kColumns = 32, kBytes = 88, kScales = 1, kMaxQ = 31;
-  static constexpr bool kHasMin = true, kSigned = false;
-  INLAY_INLINE void scales(const uint8_t* p, f32x4* d, f32x4* m) {
-    d[0] = f32x4_load_f16(p);
-    m[0] = wasm_f32x4_mul(d[0], wasm_f32x4_const_splat(-16.0f));
-  }
+  static constexpr int kColumns = 32, kBytes = 88, kScales = 1, kMaxQ = 31, kOffset = 16;
+  static constexpr bool kHasMin = false, kSigned = false;
+  INLAY_INLINE void scales(const uint8_t* p, f32x4* d, f32x4*) { d[0] = f32x4_load_f16(p); }
   INLAY_INLINE void quants(const uint8_t* p, int, i8x16 q[8]) {
     unpack_nibbles(p + 24, q);
     add_fifth_bits(wasm_v128_load(p + 8), q);
@@ -89,7 +84,7 @@ struct FormatQ5_0 {
 // Q5_1: d * q + m.  Unit: d f16[4], m f16[4], fifth bits[16], nibbles[64].
 struct FormatQ5_1 {
   static constexpr uint32_t kType = kQ5_1;
-  static constexpr int kColumns = 32, kBytes = 96, kScales = 1, kMaxQ = 31;
+  static constexpr int kColumns = 32, kBytes = 96, kScales = 1, kMaxQ = 31, kOffset = 0;
   static constexpr bool kHasMin = true, kSigned = false;
   INLAY_INLINE void scales(const uint8_t* p, f32x4* d, f32x4* m) {
     d[0] = f32x4_load_f16(p);
@@ -104,7 +99,7 @@ struct FormatQ5_1 {
 // Q8_0: d * q.  Unit: d f16[4], int8[128].
 struct FormatQ8_0 {
   static constexpr uint32_t kType = kQ8_0;
-  static constexpr int kColumns = 32, kBytes = 136, kScales = 1, kMaxQ = 127;
+  static constexpr int kColumns = 32, kBytes = 136, kScales = 1, kMaxQ = 127, kOffset = 0;
   static constexpr bool kHasMin = false, kSigned = true;
   INLAY_INLINE void scales(const uint8_t* p, f32x4* d, f32x4*) { d[0] = f32x4_load_f16(p); }
   INLAY_INLINE void quants(const uint8_t* p, int, i8x16 q[8]) {
@@ -115,7 +110,7 @@ struct FormatQ8_0 {
 // IQ4_NL: d * level[nibble].  Unit as Q4_0.
 struct FormatIQ4_NL {
   static constexpr uint32_t kType = kIQ4_NL;
-  static constexpr int kColumns = 32, kBytes = 72, kScales = 1, kMaxQ = 127;
+  static constexpr int kColumns = 32, kBytes = 72, kScales = 1, kMaxQ = 127, kOffset = 0;
   static constexpr bool kHasMin = false, kSigned = true;
   INLAY_INLINE void scales(const uint8_t* p, f32x4* d, f32x4*) { d[0] = f32x4_load_f16(p); }
   INLAY_INLINE void quants(const uint8_t* p, int, i8x16 q[8]) {
@@ -149,7 +144,7 @@ INLAY_INLINE void unpack_k_scales(const uint8_t* p, f32x4 d_all, f32x4 dmin_all,
 // Q4_K: d * scale * q - dmin * min, scales per 32.  Unit: d f16[4], dmin f16[4], scales[48], 8 x nibbles[64].
 struct FormatQ4_K {
   static constexpr uint32_t kType = kQ4_K;
-  static constexpr int kColumns = 256, kBytes = 576, kScales = 1, kMaxQ = 15;
+  static constexpr int kColumns = 256, kBytes = 576, kScales = 1, kMaxQ = 15, kOffset = 0;
   static constexpr bool kHasMin = true, kSigned = false;
   INLAY_INLINE void scales(const uint8_t* p, f32x4* d, f32x4* m) {
     unpack_k_scales(p + 16, f32x4_load_f16(p), f32x4_load_f16(p + 8), d, m);
@@ -160,7 +155,7 @@ struct FormatQ4_K {
 // Q5_K: as Q4_K with a fifth bit.  Unit: d, dmin, scales[48], 8 x (fifth bits[16], nibbles[64]).
 struct FormatQ5_K {
   static constexpr uint32_t kType = kQ5_K;
-  static constexpr int kColumns = 256, kBytes = 704, kScales = 1, kMaxQ = 31;
+  static constexpr int kColumns = 256, kBytes = 704, kScales = 1, kMaxQ = 31, kOffset = 0;
   static constexpr bool kHasMin = true, kSigned = false;
   INLAY_INLINE void scales(const uint8_t* p, f32x4* d, f32x4* m) {
     unpack_k_scales(p + 16, f32x4_load_f16(p), f32x4_load_f16(p + 8), d, m);
@@ -187,7 +182,7 @@ INLAY_INLINE void unpack_pairs(const uint8_t* p, i8x16 q[8]) {
 // Unit: d f16[4], dmin f16[4], (scale | min << 4)[16 sub-blocks][4 rows], 8 x pairs[32].
 struct FormatQ2_K {
   static constexpr uint32_t kType = kQ2_K;
-  static constexpr int kColumns = 256, kBytes = 336, kScales = 2, kMaxQ = 3;
+  static constexpr int kColumns = 256, kBytes = 336, kScales = 2, kMaxQ = 3, kOffset = 0;
   static constexpr bool kHasMin = true, kSigned = false;
   INLAY_INLINE void scales(const uint8_t* p, f32x4* d, f32x4* m) {
     const f32x4 d_all = f32x4_load_f16(p), minus_dmin = wasm_f32x4_neg(f32x4_load_f16(p + 8));
@@ -209,9 +204,9 @@ struct FormatQ2_K {
 // Unit: d f16[4], low nibbles of scales[32], two high bits[16], 8 x (third bits[16], pairs[32]).
 struct FormatQ3_K {
   static constexpr uint32_t kType = kQ3_K;
-  static constexpr int kColumns = 256, kBytes = 440, kScales = 2, kMaxQ = 7;
-  static constexpr bool kHasMin = true, kSigned = false;
-  INLAY_INLINE void scales(const uint8_t* p, f32x4* d, f32x4* m) {
+  static constexpr int kColumns = 256, kBytes = 440, kScales = 2, kMaxQ = 7, kOffset = 4;
+  static constexpr bool kHasMin = false, kSigned = false;
+  INLAY_INLINE void scales(const uint8_t* p, f32x4* d, f32x4*) {
     const f32x4 d_all = f32x4_load_f16(p);
     const v128_t low = wasm_i8x16_const_splat(0x0f), two = wasm_i8x16_const_splat(0x30);
     const v128_t a = wasm_v128_load(p + 8), b = wasm_v128_load(p + 24), high = wasm_v128_load(p + 40);
@@ -226,7 +221,6 @@ struct FormatQ3_K {
     for (int i = 0; i < 4; i++) wasm_v128_store(bytes + 16 * i, wasm_i8x16_sub(parts[i], offset));
     for (int i = 0; i < 16; i++) {
       d[i] = wasm_f32x4_mul(d_all, load_i8x4(bytes + 4 * i));
-      m[i] = wasm_f32x4_mul(d[i], wasm_f32x4_const_splat(-4.0f));
     }
   }
   INLAY_INLINE void quants(const uint8_t* p, int step, i8x16 q[8]) {
@@ -247,13 +241,12 @@ struct FormatQ3_K {
 // Unit: d f16[4], scales int8[16 sub-blocks][4 rows], 8 x (nibbles[64], high pairs[32]).
 struct FormatQ6_K {
   static constexpr uint32_t kType = kQ6_K;
-  static constexpr int kColumns = 256, kBytes = 840, kScales = 2, kMaxQ = 63;
-  static constexpr bool kHasMin = true, kSigned = false;
-  INLAY_INLINE void scales(const uint8_t* p, f32x4* d, f32x4* m) {
+  static constexpr int kColumns = 256, kBytes = 840, kScales = 2, kMaxQ = 63, kOffset = 32;
+  static constexpr bool kHasMin = false, kSigned = false;
+  INLAY_INLINE void scales(const uint8_t* p, f32x4* d, f32x4*) {
     const f32x4 d_all = f32x4_load_f16(p);
     for (int i = 0; i < 16; i++) {
       d[i] = wasm_f32x4_mul(d_all, load_i8x4(p + 8 + 4 * i));
-      m[i] = wasm_f32x4_mul(d[i], wasm_f32x4_const_splat(-32.0f));
     }
   }
   INLAY_INLINE void quants(const uint8_t* p, int step, i8x16 q[8]) {

@@ -15,13 +15,12 @@ namespace {
 constexpr int kPanelBytes = 24 * 1024;
 // A chunk should be worth at least this many multiply-adds, so that taking it (about 50 ns) is noise.
 constexpr int64_t kChunkMacs = 64 * 1024;
-// Groups multiplied together: two hide latencies and share the activations; in the relaxed build four tokens'
-// accumulators of one group already fill the registers.
-#if INLAY_RELAXED
-constexpr int kTileGroups = 1;
-#else
-constexpr int kTileGroups = 2;
-#endif
+// Groups multiplied together: two share the activations; with 8-bit products four tokens' accumulators of one group
+// already fill the registers.
+template <class F>
+constexpr int tile_groups() {
+  return is_narrow<F>() ? 1 : 2;
+}
 
 size_t align64(size_t n) { return (n + 63) & ~size_t(63); }
 
@@ -57,25 +56,17 @@ INLAY_INLINE void store_rows(const LinearMap& map, int group, int t, f32x4 sums)
   for (int i = 0; row + i < map.rows; i++) out[i] = map.accumulate ? out[i] + lanes[i] : lanes[i];
 }
 
-// The three functions below stay functions: browsers' compilers allocate registers badly in one huge function.
-template <class F, int kGroups>
-__attribute__((noinline)) void gemv_store(const LinearMap& map, const Activations& a, size_t group_bytes, int group) {
-  f32x4 sums[kGroups];
-  gemv_groups<F, kGroups>(map.weights + size_t(group) * group_bytes, group_bytes, a, sums);
-  for (int g = 0; g < kGroups; g++) store_rows(map, group + g, 0, sums[g]);
-}
-
-// Row groups [from, to) for the single token of `a`.
+// Row groups [from, to) for the single token of `a`. One group at a time: its units are one stream, which the processor
+// fetches ahead; two groups at a time are two streams and half as fast once the weights come from memory.
 template <class F>
 void gemv_range(const LinearMap& map, const Activations& a, int from, int to) {
   const size_t group_bytes = size_t(a.cols / F::kColumns) * F::kBytes;
-  int group = from;
-  for (; group + 2 <= to; group += 2) gemv_store<F, 2>(map, a, group_bytes, group);
-  if (group < to) gemv_store<F, 1>(map, a, group_bytes, group);
+  for (int group = from; group < to; group++)
+    store_rows(map, group, 0, gemv_group<F>(map.weights + size_t(group) * group_bytes, a));
 }
 
 template <class F, int kGroups>
-__attribute__((noinline)) void tile_store(const LinearMap& map, const Activations& a, const Panel& panel, int tile, int group) {
+INLAY_INLINE void tile_store(const LinearMap& map, const Activations& a, const Panel& panel, int tile, int group) {
   f32x4 sums[kGroups][kTileTokens];
   multiply_tile<F, kGroups>(panel, a.n_blocks(), a, tile, sums);
   for (int t = 0; t < kTileTokens && tile * kTileTokens + t < a.n_tokens; t++)
@@ -92,7 +83,7 @@ int panel_groups(int cols) {
 
 // Row groups [from, to) for all tokens of `a`.
 template <class F>
-__attribute__((noinline)) void gemm_range(const LinearMap& map, const Activations& a, int from, int to, uint8_t* scratch) {
+void gemm_range(const LinearMap& map, const Activations& a, int from, int to, uint8_t* scratch) {
   const size_t group_bytes = size_t(a.cols / F::kColumns) * F::kBytes;
   const int n_blocks = a.n_blocks();
   const int at_once = panel_groups(a.cols);
@@ -100,6 +91,7 @@ __attribute__((noinline)) void gemm_range(const LinearMap& map, const Activation
   const size_t scale_floats = size_t(n_blocks) * F::kScales * 4;
   float* const d = reinterpret_cast<float*>(scratch + at_once * quant_bytes);
   float* const m = d + at_once * scale_floats;
+  constexpr int kTileGroups = tile_groups<F>();
   for (int first = from; first < to; first += at_once) {
     const int n = to - first < at_once ? to - first : at_once;
     for (int g = 0; g < n; g++)
@@ -119,10 +111,19 @@ __attribute__((noinline)) void gemm_range(const LinearMap& map, const Activation
   }
 }
 
-bool uses_narrow(uint32_t type) {
+// The loops of one format. They are called through pointers, which keeps each a function of its own: the optimizer
+// would merge them into one of a hundred thousand instructions, in which browsers' compilers spill every register.
+struct Kernels {
   bool narrow = false;
-  with_format(type, [&]<class F>() { narrow = is_narrow<F>(); });
-  return narrow;
+  void (*gemv)(const LinearMap&, const Activations&, int from, int to) = nullptr;
+  void (*gemm)(const LinearMap&, const Activations&, int from, int to, uint8_t* scratch) = nullptr;
+};
+
+// Those of a quantized `type`.
+Kernels kernels_of(uint32_t type) {
+  Kernels kernels;
+  with_format(type, [&]<class F>() { kernels = {is_narrow<F>(), gemv_range<F>, gemm_range<F>}; });
+  return kernels;
 }
 
 // What one call works on, shared by all chunks.
@@ -138,17 +139,14 @@ struct Call {
 // Rows are handed out in units of one group (4 rows).
 void run_groups(const Call& call, const LinearMap& map, int from, int to, int thread) {
   uint8_t* panel = call.panels + thread * call.panel_stride;
-  const bool quantized = with_format(map.type, [&]<class F>() {
-    if (call.n_tokens == 1) {
-      gemv_range<F>(map, call.activations, from, to);
-    } else {
-      gemm_range<F>(map, call.activations, from, to, panel);
-    }
-  });
-  if (!quantized) {
+  if (!is_quantized(map.type)) {
     const int last = 4 * to < map.rows ? 4 * to : map.rows;
     const float* x = map.type == kF16 ? call.rounded : call.x;
     linear_float_rows(map, x, call.n_tokens, call.cols, 4 * from, last, reinterpret_cast<float*>(panel));
+  } else if (call.n_tokens == 1) {
+    kernels_of(map.type).gemv(map, call.activations, from, to);
+  } else {
+    kernels_of(map.type).gemm(map, call.activations, from, to, panel);
   }
 }
 
@@ -167,7 +165,7 @@ int prepare(Call* call, const LinearMap* maps, int n_maps) {
     if (block_bytes(maps[i].type) == 0 || call->cols % block_columns(maps[i].type) != 0) return kBadArgument;
     rounded |= maps[i].type == kF16;
     if (!is_quantized(maps[i].type)) continue;
-    (uses_narrow(maps[i].type) ? narrow : wide) = true;
+    (kernels_of(maps[i].type).narrow ? narrow : wide) = true;
   }
   size_t panel = float_panel_bytes(call->cols);
   if (narrow || wide) {

@@ -9,9 +9,11 @@
 //           the relaxed build for signed quants (Q8_0, IQ4_NL), whose 8 bits do not fit the 7-bit operand.
 //
 // In both, a vector holds four rows, so a lane of the accumulator is one row, and each step of 32 columns ends with
-//   acc += dot * d_weight * d_activation + min_weight * sum_activation.
-// Without mins the step is written acc + dot * (d_weight * d_activation), unfused: block by block the order and the
-// roundings of ggml's scalar code, so that a Q8_0 model's activations round to the same integers there and here.
+//   acc + (dot - offset * sum) * (d_weight * d_activation)          exact integers, then unfused: block by block
+//                                                                    ggml's order and roundings, so that a Q8_0 model's
+//                                                                    activations round to the same integers there and here
+//   acc + (dot * d_weight + min_weight * sum) * d_activation         formats with a minimum
+// where sum is that of the activations' integers.
 #pragma once
 
 #include "activations.h"
@@ -29,101 +31,123 @@ constexpr bool is_narrow() {
 // Vectors of 4 columns that can be added up in 16 bits: each adds at most 2 * maxQ * 127 to a lane.
 constexpr int vectors_before_widening(int max_q) { return max_q <= 15 ? 8 : max_q <= 31 ? 4 : 2; }
 
-// Sum of products of `n` vectors as i32 per row.  q: n vectors of 4 rows x 4 columns; x: n x 4 bytes, `stride` apart.
-template <int kWiden>
-INLAY_INLINE i32x4 dot_narrow(const i8x16* q, const int8_t* x, int stride, int n) {
+// Sum of products of kVectors vectors as i32 per row.  q: 4 rows x 4 columns a vector; x: 4 times 4 columns a vector.
+// Vectors i and i + n/2 come together, because a nibble format unpacks them from the same bytes; sums are added up as a
+// tree, because a core that is shared with another thread looks ahead too little to hide a chain of eight.
+template <int kWiden, int kVectors>
+INLAY_INLINE i32x4 dot_narrow(const i8x16* q, const int8_t* x) {
 #if INLAY_RELAXED
-  i32x4 total = wasm_i32x4_const_splat(0);
-  for (int from = 0; from < n; from += kWiden) {
-    i16x8 sum = wasm_i16x8_relaxed_dot_i8x16_i7x16(wasm_v128_load32_splat(x + from * stride), q[from]);
-    for (int i = from + 1; i < n && i < from + kWiden; i++)
-      sum = wasm_i16x8_add(sum, wasm_i16x8_relaxed_dot_i8x16_i7x16(wasm_v128_load32_splat(x + i * stride), q[i]));
-    const i32x4 wide = wasm_i32x4_extadd_pairwise_i16x8(sum);
-    total = from == 0 ? wide : wasm_i32x4_add(total, wide);
+  constexpr int kHalf = kVectors / 2;
+  constexpr int kRun = kWiden / 2 < kHalf ? kWiden / 2 : kHalf;  // pairs of vectors in one 16-bit sum: 1, 2 or 4
+  constexpr int kSums = kHalf / kRun;
+  i16x8 pairs[kHalf];
+  for (int i = 0; i < kHalf; i++)
+    pairs[i] = wasm_i16x8_add(wasm_i16x8_relaxed_dot_i8x16_i7x16(wasm_v128_load(x + 16 * i), q[i]),
+                              wasm_i16x8_relaxed_dot_i8x16_i7x16(wasm_v128_load(x + 16 * (i + kHalf)), q[i + kHalf]));
+  i32x4 sums[kSums];
+  for (int s = 0; s < kSums; s++) {
+    const i16x8* p = pairs + s * kRun;
+    i16x8 sum = kRun == 1 ? p[0] : wasm_i16x8_add(p[0], p[1]);
+    if (kRun == 4) sum = wasm_i16x8_add(sum, wasm_i16x8_add(p[2], p[3]));
+    sums[s] = wasm_i32x4_extadd_pairwise_i16x8(sum);
   }
+  i32x4 total = sums[0];
+  for (int s = 1; s < kSums; s++) total = wasm_i32x4_add(total, sums[s]);
   return total;
 #else
-  (void)q, (void)x, (void)stride, (void)n;
+  (void)q, (void)x;
   return wasm_i32x4_const_splat(0);
 #endif
 }
 
-// Splits one vector of 4 rows x 4 columns into two of 4 rows x 2 columns, 16 bits each.
+// Splits one vector of 4 rows x 4 columns into columns 0, 2 and columns 1, 3, 16 bits each.
 template <bool kSigned>
-INLAY_INLINE void widen(i8x16 q, i16x8* first, i16x8* second) {
-  const i8x16 pairs = wasm_i8x16_shuffle(q, q, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
-  *first = kSigned ? wasm_i16x8_extend_low_i8x16(pairs) : wasm_u16x8_extend_low_u8x16(pairs);
-  *second = kSigned ? wasm_i16x8_extend_high_i8x16(pairs) : wasm_u16x8_extend_high_u8x16(pairs);
+INLAY_INLINE void widen(i8x16 q, i16x8* even, i16x8* odd) {
+  *even = kSigned ? wasm_i16x8_shr(wasm_i16x8_shl(q, 8), 8) : wasm_v128_and(q, simd_constants.low_bytes);
+  *odd = kSigned ? wasm_i16x8_shr(q, 8) : wasm_u16x8_shr(q, 8);
+}
+
+constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2); }
+
+// What the step of one scale needs of the activations: splats of d, and of the sum of the integers if F asks for it.
+struct StepInput {
+  f32x4 d;
+  i32x4 sum;  // times kOffset when F has an offset
+};
+
+// `sums`: [3][T], from the token's first.
+template <class F, int T>
+INLAY_INLINE StepInput step_input(const float* d, const int32_t* sums, int scale) {
+  StepInput in = {f32x4_load_splat(d), wasm_i32x4_const_splat(0)};
+  if constexpr (F::kHasMin || F::kOffset > 0) {
+    in.sum = wasm_v128_load32_splat(sums + (F::kScales == 2 ? scale : 2) * T);
+    if constexpr (F::kOffset > 0) in.sum = wasm_i32x4_shl(in.sum, log2_of(F::kOffset));
+  }
+  return in;
 }
 
 // acc after one step: see the head of this file.
 template <class F>
-INLAY_INLINE f32x4 add_step(f32x4 acc, i32x4 dot, f32x4 d_weight, f32x4 d_activation, f32x4 min, f32x4 sum) {
-  const f32x4 product = wasm_f32x4_convert_i32x4(dot);
+INLAY_INLINE f32x4 add_step(f32x4 acc, i32x4 dot, f32x4 d_weight, f32x4 min, const StepInput& in) {
   if constexpr (F::kHasMin) {
-    return f32x4_madd(min, sum, f32x4_madd(wasm_f32x4_mul(product, d_weight), d_activation, acc));
+    const f32x4 sum = wasm_f32x4_convert_i32x4(in.sum);
+    const f32x4 scaled = wasm_f32x4_mul(wasm_f32x4_convert_i32x4(dot), d_weight);
+    return f32x4_madd(f32x4_madd(min, sum, scaled), in.d, acc);
   } else {
-    return wasm_f32x4_add(acc, wasm_f32x4_mul(product, wasm_f32x4_mul(d_weight, d_activation)));
+    if constexpr (F::kOffset > 0) dot = wasm_i32x4_sub(dot, in.sum);
+    return wasm_f32x4_add(acc, wasm_f32x4_mul(wasm_f32x4_convert_i32x4(dot), wasm_f32x4_mul(d_weight, in.d)));
   }
 }
 
 // ---- one token --------------------------------------------------------------------------------------------
 
-// Dot products of kGroups neighbouring row groups with one token: out[g] = rows 4g..4g+3.
-template <class F, int kGroups>
-INLAY_INLINE void gemv_groups(const uint8_t* weights, size_t group_bytes, const Activations& a, f32x4* out) {
-  constexpr int kSteps = F::kColumns / 32;
-  f32x4 acc[kGroups];
-  for (int g = 0; g < kGroups; g++) acc[g] = f32x4_zero();
-  const float* dx = a.d;
-  const float* sums = a.sum16;
-  [[maybe_unused]] const int8_t* narrow = a.narrow;
-  [[maybe_unused]] const int16_t* wide = a.wide;
-  const int units = a.cols / F::kColumns;
-  for (int u = 0; u < units; u++, weights += F::kBytes) {
-    f32x4 d[kGroups][kSteps * F::kScales], m[kGroups][kSteps * F::kScales];
-    for (int g = 0; g < kGroups; g++) F::scales(weights + g * group_bytes, d[g], m[g]);
-    for (int step = 0; step < kSteps; step++) {
-      const f32x4 dx4 = f32x4_load_splat(dx);
-      for (int g = 0; g < kGroups; g++) {
-        i8x16 q[8];
-        F::quants(weights + g * group_bytes, step, q);
-        i32x4 dots[F::kScales];
-        if constexpr (is_narrow<F>()) {
-          constexpr int kWiden = vectors_before_widening(F::kMaxQ);
-          for (int s = 0; s < F::kScales; s++)
-            dots[s] = dot_narrow<kWiden>(q + 4 * s, narrow + 16 * s, 4, 8 / F::kScales);
-        } else {
-          for (int s = 0; s < F::kScales; s++) {
-            // Rows (0, 1) and (2, 3) apart; two lanes a row, added at the end.
-            i32x4 low = wasm_i32x4_const_splat(0), high = wasm_i32x4_const_splat(0);
-            for (int i = s * 8 / F::kScales; i < (s + 1) * 8 / F::kScales; i++) {
-              const i16x8 x = wasm_v128_load64_splat(wide + 4 * i);
-              const i16x8 q_low = F::kSigned ? wasm_i16x8_extend_low_i8x16(q[i]) : wasm_u16x8_extend_low_u8x16(q[i]);
-              const i16x8 q_high = F::kSigned ? wasm_i16x8_extend_high_i8x16(q[i]) : wasm_u16x8_extend_high_u8x16(q[i]);
-              low = wasm_i32x4_add(low, wasm_i32x4_dot_i16x8(q_low, x));
-              high = wasm_i32x4_add(high, wasm_i32x4_dot_i16x8(q_high, x));
-            }
-            dots[s] = wasm_i32x4_add(wasm_i32x4_shuffle(low, high, 0, 2, 4, 6), wasm_i32x4_shuffle(low, high, 1, 3, 5, 7));
-          }
-        }
-        for (int s = 0; s < F::kScales; s++) {
-          f32x4 min = f32x4_zero(), sum = f32x4_zero();
-          if constexpr (F::kHasMin) {
-            min = m[g][step * F::kScales + s];
-            sum = F::kScales == 2 ? f32x4_load_splat(sums + s)
-                                  : wasm_f32x4_add(f32x4_load_splat(sums), f32x4_load_splat(sums + 1));
-          }
-          acc[g] = add_step<F>(acc[g], dots[s], d[g][step * F::kScales + s], dx4, min, sum);
-        }
+// Dot products of one row group's step with one token: dots[s], one row a lane.
+template <class F>
+INLAY_INLINE void gemv_step(const i8x16 q[8], const int8_t* narrow, const int16_t* wide, i32x4 dots[F::kScales]) {
+  constexpr int kVectors = 8 / F::kScales;
+  for (int s = 0; s < F::kScales; s++) {
+    if constexpr (is_narrow<F>()) {
+      dots[s] = dot_narrow<vectors_before_widening(F::kMaxQ), kVectors>(q + kVectors * s, narrow + 16 * kVectors * s);
+    } else {
+      i32x4 sums[2] = {};
+      for (int i = 0; i < kVectors; i++) {
+        i16x8 even, odd;
+        widen<F::kSigned>(q[s * kVectors + i], &even, &odd);
+        const int16_t* x = wide + 16 * (s * kVectors + i);
+        const i32x4 sum = wasm_i32x4_add(wasm_i32x4_dot_i16x8(even, wasm_v128_load(x)),
+                                         wasm_i32x4_dot_i16x8(odd, wasm_v128_load(x + 8)));
+        sums[i % 2] = i < 2 ? sum : wasm_i32x4_add(sums[i % 2], sum);
       }
-      dx += 1;
-      sums += 2;
-      narrow += 32;
-      wide += 32;
+      dots[s] = wasm_i32x4_add(sums[0], sums[1]);
     }
   }
-  for (int g = 0; g < kGroups; g++) out[g] = acc[g];
+}
+
+// Dot products of the four rows of a group with one token.
+template <class F>
+INLAY_INLINE f32x4 gemv_group(const uint8_t* weights, const Activations& a) {
+  constexpr int kSteps = F::kColumns / 32;
+  f32x4 acc = f32x4_zero();
+  const float* dx = a.d;
+  const int32_t* sums = a.sums;
+  const int8_t* narrow = a.narrow;
+  const int16_t* wide = a.wide;
+  const int units = a.cols / F::kColumns;
+  for (int u = 0; u < units; u++, weights += F::kBytes) {
+    f32x4 d[kSteps * F::kScales], m[kSteps * F::kScales];
+    F::scales(weights, d, m);
+    for (int step = 0; step < kSteps; step++, dx += 1, sums += 3, narrow += 128, wide += 128) {
+      i8x16 q[8];
+      i32x4 dots[F::kScales];
+      F::quants(weights, step, q);
+      gemv_step<F>(q, narrow, wide, dots);
+      for (int s = 0; s < F::kScales; s++) {
+        const int i = step * F::kScales + s;
+        acc = add_step<F>(acc, dots[s], d[i], F::kHasMin ? m[i] : d[i], step_input<F, 1>(dx, sums, s));
+      }
+    }
+  }
+  return acc;
 }
 
 // ---- many tokens: panels ----------------------------------------------------------------------------------
@@ -159,10 +183,10 @@ INLAY_INLINE void unpack_group(const uint8_t* weights, int cols, uint8_t* quants
         if constexpr (is_narrow<F>()) {
           wasm_v128_store(quants + 16 * i, q[i]);
         } else {
-          i16x8 first, second;
-          widen<F::kSigned>(q[i], &first, &second);
-          wasm_v128_store(quants + 32 * i, first);
-          wasm_v128_store(quants + 32 * i + 16, second);
+          i16x8 even, odd;
+          widen<F::kSigned>(q[i], &even, &odd);
+          wasm_v128_store(quants + 32 * i, even);
+          wasm_v128_store(quants + 32 * i + 16, odd);
         }
       }
     }
@@ -180,7 +204,7 @@ INLAY_INLINE void multiply_tile(const Panel& panel, int n_blocks, const Activati
   [[maybe_unused]] const int8_t* narrow = a.narrow + size_t(tile) * n_blocks * 32 * T;
   [[maybe_unused]] const int16_t* wide = a.wide + size_t(tile) * n_blocks * 32 * T;
   const float* dx = a.d + size_t(tile) * n_blocks * T;
-  const float* sums = a.sum16 + size_t(tile) * n_blocks * 2 * T;
+  const int32_t* sums = a.sums + size_t(tile) * n_blocks * 3 * T;
 
   f32x4 acc[kGroups][T];
   for (int g = 0; g < kGroups; g++)
@@ -235,13 +259,8 @@ INLAY_INLINE void multiply_tile(const Panel& panel, int n_blocks, const Activati
         if constexpr (F::kHasMin) ms[g] = wasm_v128_load(m + g * scale_stride + 4 * s);
       }
       for (int t = 0; t < T; t++) {
-        const f32x4 dx4 = f32x4_load_splat(dx + t);
-        f32x4 sum4 = f32x4_zero();
-        if constexpr (F::kHasMin) {
-          sum4 = F::kScales == 2 ? f32x4_load_splat(sums + s * T + t)
-                                 : wasm_f32x4_add(f32x4_load_splat(sums + t), f32x4_load_splat(sums + T + t));
-        }
-        for (int g = 0; g < kGroups; g++) acc[g][t] = add_step<F>(acc[g][t], dots[g][t], ds[g], dx4, ms[g], sum4);
+        const StepInput in = step_input<F, T>(dx + t, sums + t, s);
+        for (int g = 0; g < kGroups; g++) acc[g][t] = add_step<F>(acc[g][t], dots[g][t], ds[g], ms[g], in);
       }
     }
     quants += panel_quant_bytes<F>();
@@ -250,7 +269,7 @@ INLAY_INLINE void multiply_tile(const Panel& panel, int n_blocks, const Activati
     narrow += 32 * T;
     wide += 32 * T;
     dx += T;
-    sums += 2 * T;
+    sums += 3 * T;
   }
   for (int g = 0; g < kGroups; g++)
     for (int t = 0; t < T; t++) out[g][t] = acc[g][t];

@@ -321,7 +321,7 @@ void dequantize_packed_row(const uint8_t* weights, int cols, int row, float* out
         const uint8_t byte = bytes[c / 4][4 * lane + c % 4];
         const int value = F::kSigned ? int(int8_t(byte)) : int(byte);
         const int scale = step * F::kScales + (F::kScales == 2 ? c / 16 : 0);
-        *out++ = d[scale][lane] * float(value) + m[scale][lane];
+        *out++ = d[scale][lane] * float(value - F::kOffset) + m[scale][lane];
       }
     }
   }

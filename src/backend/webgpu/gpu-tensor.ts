@@ -76,7 +76,7 @@ export class TensorPool implements RecorderClient {
 
   /** A tensor with undefined contents. */
   create(nTokens: number, width: number): GpuTensor {
-    const size = sizeClass(nTokens * width * 4);
+    const size = this.#sizeOf(nTokens * width * 4);
     return new GpuTensor(
       this,
       nTokens,
@@ -88,7 +88,7 @@ export class TensorPool implements RecorderClient {
   /** A tensor that holds `elements`, rows of `width`. */
   upload(elements: Float32Array<ArrayBuffer> | Uint32Array<ArrayBuffer>, width: number): GpuTensor {
     const { nSubmits } = this.recorder;
-    const buffer = this.#take(sizeClass(elements.byteLength), ({ freedAt }) => freedAt < nSubmits);
+    const buffer = this.#take(this.#sizeOf(elements.byteLength), ({ freedAt }) => freedAt < nSubmits);
     this.recorder.device.handle.queue.writeBuffer(buffer, 0, elements);
     return new GpuTensor(this, elements.length / width, width, buffer);
   }
@@ -115,6 +115,13 @@ export class TensorPool implements RecorderClient {
     this.#live = new Set();
     this.#free.clear();
     this.#group.clear();
+  }
+
+  /** The size of the buffer for so many bytes; not past the device's limits if the bytes are not. */
+  #sizeOf(byteLength: number): number {
+    const { maxBufferSize, maxStorageBufferBindingSize } = this.recorder.device.limits;
+    const limit = 4 * Math.floor(Math.min(maxBufferSize, maxStorageBufferBindingSize) / 4);
+    return Math.max(byteLength, Math.min(sizeClass(byteLength), limit));
   }
 
   #take(size: number, isUsable: (free: FreeBuffer) => boolean): GPUBuffer {

@@ -51,8 +51,9 @@ export class HybridAttention implements AttentionOps {
     return new HybridAttention(gpu, host, await GpuAttention.create(gpu, shape, options));
   }
 
+  /** An empty cache; also on a lost device, whose loss the first call with it reports. */
   createCache(): PagedCache {
-    this.#assertLive();
+    this.#assertNotDisposed();
     return this.attention.createCache();
   }
 
@@ -144,8 +145,12 @@ export class HybridAttention implements AttentionOps {
   }
 
   #assertLive(): void {
-    if (this.#disposed) throw new InlayError("disposed", "this model's attention was disposed");
+    this.#assertNotDisposed();
     this.gpu.assertLive();
+  }
+
+  #assertNotDisposed(): void {
+    if (this.#disposed) throw new InlayError("disposed", "this model's attention was disposed");
   }
 }
 

@@ -1,0 +1,3 @@
+/** Types of chromium-flags.mjs. */
+
+export const CHROMIUM_FLAGS: string[];
