@@ -20,6 +20,7 @@ import type { PageFormat } from "../src/kv/page.ts";
 import { measureSparse, type SparseTimes } from "../src/placement/measure-sparse.ts";
 import { nodeDevice } from "../test/fixtures/node-gpu.ts";
 import { cannotRun, instantiate } from "../test/fixtures/wasm.ts";
+import type { BenchResult } from "./report.ts";
 
 const HEADS = { nLayers: 1, nHeads: 9, nKvHeads: 3, headDim: 64 } as const;
 
@@ -32,23 +33,11 @@ export interface AttentionBench {
   readonly rounds: number;
 }
 
-/** One comparison, as bench/report.json has it. */
-export interface AttentionResult {
-  id: string;
-  value: number;
-  unit: "ms";
-  baseline: number;
-  ratio: number;
-  n: number;
-  min: number;
-  max: number;
-}
-
 /** `dhsa-prefill/8k/wasm`: milliseconds of the prompt's attention in one layer, selection included, beside dense. */
 export function attentionResult(
   bench: AttentionBench,
   { length, dense, selection, attention }: SparseTimes,
-): AttentionResult {
+): BenchResult {
   const sparse = attention.map((ms, round) => ms + selection[round]!);
   const ratios = sparse.map((ms, round) => dense[round]! / ms);
   return {
@@ -108,7 +97,7 @@ async function main(): Promise<void> {
     },
   });
   const bench = { ...values, budget: Number(values.budget), rounds: Number(values.rounds) } as AttentionBench;
-  const results: AttentionResult[] = [];
+  const results: BenchResult[] = [];
   for await (const times of benchAttention(bench, values.lengths.split(",").map(Number))) {
     const result = attentionResult(bench, times);
     results.push(result);

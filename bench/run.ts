@@ -30,8 +30,9 @@ import {
 } from "./report.ts";
 import { type BenchContext, isAskedFor, type Section } from "./section.ts";
 import { sizes } from "./sizes.ts";
+import { sparseAttention } from "./sparse-attention.ts";
 
-const SECTIONS: readonly Section[] = [peers, kernels, busyCore, loading, sizes];
+const SECTIONS: readonly Section[] = [peers, kernels, busyCore, sparseAttention, loading, sizes];
 
 const SCRIPTS: readonly string[] = ["tokenizer", "matmul-webgpu", "attention-webgpu"];
 

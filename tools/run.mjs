@@ -69,7 +69,10 @@ const VERBS = {
     await packages();
     await ensureBrowsers();
     await build();
-    script("bench/run.ts", args, ["--experimental-wasm-relaxed-simd", "--import", "tsx"]);
+    script("bench/run.ts", args, [
+      ...["--experimental-wasm-relaxed-simd", "--import", "tsx"],
+      ...["--import", "./test/fixtures/wgsl-loader.mjs"],
+    ]);
   },
 };
 

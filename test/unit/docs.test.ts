@@ -52,6 +52,7 @@ describe("docs/api.md names", () => {
     const sections = ["attention", "kvCache", "assets"];
     const parents: Record<string, string> = {
       prefill: "attention",
+      decode: "attention",
       budget: "attention",
       format: "kvCache",
       wasm: "assets",
