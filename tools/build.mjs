@@ -118,7 +118,9 @@ async function buildDist() {
   fs.rmSync(STAGING, { recursive: true, force: true });
   fs.mkdirSync(STAGING, { recursive: true });
   await Promise.all([bundle(), declarations()]);
-  for (const file of filesIn(WASM).filter((file) => file.endsWith(".wasm")))
+  // inlay-reference.wasm is for tests.
+  const isProduct = (file) => file.endsWith(".wasm") && file !== "inlay-reference.wasm";
+  for (const file of filesIn(WASM).filter(isProduct))
     fs.copyFileSync(path.join(WASM, file), path.join(STAGING, file));
   const cli = path.join(STAGING, "cli.mjs");
   if (fs.existsSync(cli)) fs.chmodSync(cli, 0o755);

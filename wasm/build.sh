@@ -1,5 +1,6 @@
 #!/bin/sh
-# Builds the four WASM modules: {simd128, relaxed SIMD} x {one thread, shared memory}.
+# Builds the four WASM modules: {simd128, relaxed SIMD} x {one thread, shared memory}; and inlay-reference, the scalar
+# references beside the kernels, which only tests load.
 #
 #   EMXX=/path/to/em++ wasm/build.sh OUT_DIR GENERATED_DIR
 #
@@ -11,7 +12,8 @@ generated=$2
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$out"
 
-sources=$(find "$here" -name '*.cpp' | LC_ALL=C sort)
+sources=$(find "$here" -name '*.cpp' ! -name '*_reference.cpp' | LC_ALL=C sort)
+references=$(find "$here" -name '*_reference.cpp' | LC_ALL=C sort)
 
 # -fno-math-errno and -ffp-contract=off: results must not depend on the compiler's choice of fused operations.
 # -mllvm -disable-vector-combine: that pass turns arithmetic on a broadcast into a broadcast of scalar arithmetic, which in
@@ -52,4 +54,6 @@ build() { # name flags...
   second=$!
   wait $first
   wait $second
+  sources=$references
+  build inlay-reference
 }

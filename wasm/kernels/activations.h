@@ -14,6 +14,8 @@
 //
 // One token alone is a tile of 1 whose groups of 4 bytes are each written four times, narrow [8][4][4] and wide [16][4][2]:
 // a load then needs no broadcast, for which V8 spends an instruction on the address.
+//
+// Scalar reference: matmul_reference.cpp.
 #pragma once
 
 #include <cstddef>

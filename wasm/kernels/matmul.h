@@ -1,4 +1,6 @@
 // Linear maps: out = w · x (+ bias), for every weight type.
+//
+// Scalar reference: matmul_reference.cpp.
 #pragma once
 
 #include <cstddef>

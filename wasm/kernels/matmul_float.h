@@ -1,4 +1,6 @@
 // out = w · x for f32, f16 and bf16 weights, row-major, any number of columns.
+//
+// Scalar reference: matmul_reference.cpp.
 #pragma once
 
 #include <cstddef>

@@ -6,6 +6,8 @@
 // one 16-byte vector holds 4 rows x 4 columns, and a dot product with 4 broadcast activations leaves one row in
 // each 32-bit lane. A group of four rows of `cols` columns is a run of units; a unit covers 32 columns (256 for
 // the K types) and takes exactly four of the file's blocks. Rows are padded with zero blocks to a multiple of 4.
+//
+// Scalar reference: weights_reference.cpp.
 #pragma once
 
 #include <cstddef>
