@@ -3,9 +3,14 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import type { WasmVariant } from "../../src/backend/wasm/variant.ts";
-import { WasmAttention } from "../../src/backend/wasm/wasm-attention.ts";
 import { WasmOps } from "../../src/backend/wasm/wasm-ops.ts";
-import { type AttentionCase, type Opener, runCase, runKernels } from "../fixtures/attention-case.ts";
+import {
+  type AttentionCase,
+  type Opener,
+  openWasm,
+  runCase,
+  runKernels,
+} from "../fixtures/attention-case.ts";
 import { ATTENTION_CASES, BASE } from "../fixtures/attention-table.ts";
 import { cannotRun, instantiate, SINGLE_THREAD_VARIANTS } from "../fixtures/wasm.ts";
 
@@ -19,19 +24,7 @@ const EXACT_KEYS = 256;
 
 async function opener(variant: WasmVariant): Promise<Opener> {
   const ops = new WasmOps(await instantiate(variant));
-  return (c) => {
-    const { nHeads, nKvHeads, headDim, format } = c;
-    const attention = new WasmAttention(ops, { nLayers: 1, nHeads, nKvHeads, headDim, format });
-    const host = {
-      of(elements: Float32Array, width: number) {
-        const tensor = ops.heap.create(elements.length / width, width);
-        tensor.view.set(elements);
-        return tensor;
-      },
-      view: (tensor: Parameters<typeof ops.heap.view>[0]) => ops.heap.view(tensor),
-    };
-    return { attention, host, [Symbol.dispose]: () => attention.dispose() };
-  };
+  return (c) => openWasm(ops, c);
 }
 
 /** The table's cases run the exact kernel unless they are long; every third is run again behind a long context. */

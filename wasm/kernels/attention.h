@@ -1,4 +1,4 @@
-// Exact softmax attention over listed pages of a paged KV cache, and appending to it.
+// Exact softmax attention over listed pages of a paged KV cache, and appending to it. Plain twin: attention_reference.cpp.
 //
 // A page holds 32 tokens of one layer and KV head: K transposed (head_dim, 32), then V (32, head_dim), in f32 or
 // f16. A slot holds the pages of all layers and KV heads for the same 32 tokens; the page table gives each logical

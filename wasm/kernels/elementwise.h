@@ -1,4 +1,4 @@
-// Row-wise and element-wise kernels. All f32. Rows are tokens unless said otherwise.
+// Row-wise and element-wise kernels. All f32. Rows are tokens unless said otherwise. Plain twins: elementwise_reference.cpp.
 #pragma once
 
 #include "matmul.h"
