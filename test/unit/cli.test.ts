@@ -210,9 +210,14 @@ test("inspect tells metadata, tensors by type and the memory plan", () => {
   assert.equal(plan.contextLength, 512);
   assert.equal(plan.kvF32, 512 * 2 * 2 * 2 * 16 * 4);
   assert.equal(plan.kvF16 * 2, plan.kvF32);
+  // Of 16 pages 11 are cold; heads of 16 take 16 bytes of scale, 2 for a token's range, and 32 codes a channel.
+  const pages = 2 * 2 * 2;
+  assert.equal(plan.kvQ4, pages * (5 * 32 * 16 * 4 + 11 * (16 + 2 * 32 + 16 * 16)));
+  assert.ok(plan.kvQ2 < plan.kvQ4 && plan.kvQ4 < plan.kvQ8 && plan.kvQ8 < plan.kvF16);
   const { stdout, status } = inlay("inspect", MODEL);
   assert.equal(status, 0);
   assert.match(stdout, /llama, 2 layers, width 64, 4 heads \(2 KV\) of 16/);
+  assert.match(stdout, /weights +KV f32 +KV f16 +KV q8 +KV q4 +KV q2\n/);
 });
 
 test("bench prints rates for every length asked for", () => {
