@@ -16,6 +16,7 @@ import { SetupError } from "../tools/setup/shell.mjs";
 import { type BenchBrowser, startBrowser } from "./browser.ts";
 import { busyCore } from "./busy-core.ts";
 import { kernels } from "./kernels.ts";
+import { kvQuality } from "./kv-quality.ts";
 import { loading } from "./loading.ts";
 import { describeMachine, versions } from "./machine.ts";
 import { peers } from "./peers.ts";
@@ -31,7 +32,7 @@ import {
 import { type BenchContext, isAskedFor, type Section } from "./section.ts";
 import { sizes } from "./sizes.ts";
 
-const SECTIONS: readonly Section[] = [peers, kernels, busyCore, loading, sizes];
+const SECTIONS: readonly Section[] = [peers, kernels, busyCore, loading, sizes, kvQuality];
 
 const SCRIPTS: readonly string[] = ["tokenizer", "matmul-webgpu", "attention-webgpu"];
 

@@ -18,17 +18,20 @@ const NUMBERS = Array.from({ length: 256 }, (_, bits) => e4m3(bits))
   .filter((x) => !Number.isNaN(x))
   .sort((a, b) => a - b);
 
-/** A half page taken apart. */
+/** A half page's parameters, unscaled E4M3 numbers. */
 export interface HalfPage {
   readonly scale: number;
-  /** (nGroups, 32), unscaled E4M3 numbers. */
+  /** (nGroups, 32). */
   readonly lo: number[];
   readonly step: number[];
-  /** (headDim, 32) before rounding to a code, so that a test can see what lies close to a half. */
-  readonly unrounded: number[];
+  /** Squared error of each range, scaled. */
+  readonly squaredError: number[];
 }
 
-/** What `x` (headDim, 32) is coded as, in groups of `g` channels. */
+/** Clip factors tried below 1. */
+const CLIP_STEPS = 4;
+
+/** What `x` (headDim, 32) is coded with, in groups of `g` channels. `clip`: the least factor tried. */
 export function encodeHalf(
   x: ArrayLike<number>,
   headDim: number,
@@ -40,22 +43,31 @@ export function encodeHalf(
   const largest = Math.max(...Array.from(x, Math.abs));
   let exponent = -100;
   while (largest / 448 >= 2 ** exponent) exponent++;
-  const scale = 2 ** exponent;
-  const lo: number[] = [];
-  const step: number[] = [];
-  const unrounded = new Array<number>(headDim * TOKENS);
+  const half: HalfPage = { scale: 2 ** exponent, lo: [], step: [], squaredError: [] };
+  const factors = Array.from({ length: clip === 1 ? 1 : CLIP_STEPS + 1 }, (_, i) =>
+    Math.fround(1 - ((1 - clip) * i) / CLIP_STEPS),
+  );
   for (let group = 0; group < headDim / g; group++)
     for (let t = 0; t < TOKENS; t++) {
-      const channels = Array.from({ length: g }, (_, i) => group * g + i);
-      const values = channels.map((c) => x[c * TOKENS + t]! / scale);
-      const low = NUMBERS.findLast((n) => n <= clip * Math.min(...values))!;
-      const width = NUMBERS.find((n) => n >= (clip * Math.max(...values) - low) / top)!;
-      lo[group * TOKENS + t] = low;
-      step[group * TOKENS + t] = width;
-      for (const [i, c] of channels.entries())
-        unrounded[c * TOKENS + t] = width === 0 ? values[i]! - low : (values[i]! - low) / width;
+      const values = Array.from({ length: g }, (_, i) => x[(group * g + i) * TOKENS + t]! / half.scale);
+      let best = { lo: 0, step: 0, error: Number.POSITIVE_INFINITY };
+      for (const factor of factors) {
+        const lo = NUMBERS.findLast((n) => n <= factor * Math.min(...values))!;
+        const step = NUMBERS.find((n) => n >= (factor * Math.max(...values) - lo) / top)!;
+        const error = values.reduce((sum, value) => sum + (value - nearest(value, lo, step, top)) ** 2, 0);
+        if (error < best.error) best = { lo, step, error };
+      }
+      half.lo.push(best.lo);
+      half.step.push(best.step);
+      half.squaredError.push(best.error);
     }
-  return { scale, lo, step, unrounded };
+  return half;
+}
+
+/** The number nearest to `x` that a range can stand for. */
+function nearest(x: number, lo: number, step: number, top: number): number {
+  if (step === 0) return lo;
+  return lo + step * Math.min(top, Math.max(0, Math.round((x - lo) / step)));
 }
 
 /** Reads code (channel, token) of a coded half page's bytes. */

@@ -55,19 +55,16 @@ function checkHalf(bytes: Uint8Array, x: Float32Array, decoded: Float32Array, bi
   assert.equal(scale, expected.scale);
   const lo = Array.from(bytes.subarray(16, 16 + nRanges), e4m3);
   const step = Array.from(bytes.subarray(16 + nRanges, 16 + 2 * nRanges), e4m3);
-  // clip * x is rounded to f32 in WASM: a range may be one FP8 number off when it lies on the edge of two.
-  assert.ok(differing(lo, expected.lo) <= (clip === 1 ? 0 : 0.01 * nRanges), "lo");
-  assert.ok(differing(step, expected.step) <= 0.02 * nRanges, "step");
+  // In f32 a range may be one FP8 number off where it lies on the edge of two, and two factors about equally good.
+  assert.ok(differing(lo, expected.lo) <= (clip === 1 ? 0 : 0.03 * nRanges), "lo");
+  assert.ok(differing(step, expected.step) <= (clip === 1 ? 0.02 : 0.05) * nRanges, "step");
   const codes = bytes.subarray(16 + 2 * nRanges);
   const top = 2 ** bits - 1;
+  let squaredError = 0;
   for (let i = 0; i < x.length; i++) {
     const range = Math.floor(i / TOKENS / g) * TOKENS + (i % TOKENS);
     const [low, width] = [lo[range]! * scale, step[range]! * scale];
     const code = codeAt(codes, bits, Math.floor(i / TOKENS), i % TOKENS);
-    if (low === expected.lo[range]! * scale && width === expected.step[range]! * scale) {
-      const unrounded = Math.min(top, Math.max(0, expected.unrounded[i]!));
-      assert.ok(Math.abs(code - unrounded) <= 0.5001, `code ${code} of ${unrounded} at ${i}`);
-    }
     const stands = low + width * code;
     const rounding = 2 ** -22 * (Math.abs(low) + width * top);
     assert.ok(Math.abs(decoded[i]! - stands) <= rounding, `decoded ${decoded[i]} of ${stands}`);
@@ -75,7 +72,10 @@ function checkHalf(bytes: Uint8Array, x: Float32Array, decoded: Float32Array, bi
     const inside = Math.min(low + width * top, Math.max(low, x[i]!));
     assert.ok(Math.abs(stands - inside) <= width * 0.5001, `${stands} of ${x[i]}, step ${width}`);
     if (clip === 1) assert.ok(Math.abs(inside - x[i]!) <= 2 ** -20 * Math.abs(x[i]!), `${x[i]} was clipped`);
+    squaredError += ((stands - x[i]!) / scale) ** 2;
   }
+  const least = expected.squaredError.reduce((a, b) => a + b);
+  assert.ok(squaredError <= 1.001 * least, `squared error ${squaredError} of ${least}`);
 }
 
 function differing(a: readonly number[], b: readonly number[]): number {
@@ -86,7 +86,7 @@ for (const variant of SINGLE_THREAD_VARIANTS)
   describe(`quantized pages equal f64, ${variant} build`, { skip: cannotRun(variant) }, () => {
     for (const [format, bits] of FORMATS)
       for (const headDim of [8, 16, 24, 64, 80, 128, 256])
-        for (const clip of [1, 0.9])
+        for (const clip of [1, 0.6])
           test(`${format}, headDim ${headDim}, clip ${clip}`, async () => {
             const wasm = await instantiate(variant);
             const half = TOKENS * headDim;

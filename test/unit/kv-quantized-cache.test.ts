@@ -157,6 +157,42 @@ for (const variant of SINGLE_THREAD_VARIANTS)
         });
   });
 
+/**
+ * With keys off by at most e_k, scores move by at most d = scale * |q|_1 * e_k, weights by factors of at most e^(2d), and
+ * the output by (e^(2d) - 1) * max |v| + e_v.
+ */
+test("attention differs from unquantized attention by what the codec's errors allow", async () => {
+  for (const format of FORMATS) {
+    const c: AttentionCase = { ...BASE, lists: "dense", qScale: 0.1 };
+    const backend = await openBackend(c, format);
+    const rows = randomSequence(c, 401, seeded(11));
+    const cache = backend.attention.createCache();
+    await feed(backend, c, cache, rows, 400);
+    const { out, call } = await feed(backend, c, cache, rows, 1);
+    const coded = withColdPages(backend.ops, c, format, rows, settledPages(400));
+    const largestError = (a: Float32Array, b: Float32Array) =>
+      a.reduce((most, x, i) => Math.max(most, Math.abs(x - b[i]!)), 0);
+    const keyError = largestError(rows.k, coded.k);
+    const valueError = largestError(rows.v, coded.v);
+    const largestValue = rows.v.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+    const exact = pagedAttention({ ...c, ...rows, calls: [call], scale: c.headDim ** -0.5 });
+    let seen = 0;
+    for (let head = 0; head < c.nHeads; head++) {
+      const at = (400 * c.nHeads + head) * c.headDim;
+      const size = rows.q.subarray(at, at + c.headDim).reduce((sum, x) => sum + Math.abs(x), 0);
+      const shift = c.headDim ** -0.5 * size * keyError;
+      const allowed = Math.expm1(2 * shift) * largestValue + valueError + 1e-5;
+      for (let i = 0; i < c.headDim; i++) {
+        const error = Math.abs(out[head * c.headDim + i]! - exact[at + i]!);
+        assert.ok(error <= allowed, `${format}: ${error} of ${allowed}`);
+        seen = Math.max(seen, error);
+      }
+    }
+    // And the pages are quantized: an f32 cache is within 1e-5.
+    assert.ok(seen > 2e-5, `${format}: ${seen}`);
+  }
+});
+
 describe("pages leave the window", () => {
   test("cold pages take the codec's bytes; sinks and window stay", async () => {
     for (const format of FORMATS) {

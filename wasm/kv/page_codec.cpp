@@ -12,6 +12,8 @@ constexpr int kVectors = kPageTokens / 4;
 constexpr int kHeaderBytes = 16;
 // E4M3: 4 bits of exponent with bias 7, 3 of mantissa, no infinities.
 constexpr float kLargest = 448;
+// Clip factors that are tried below 1.
+constexpr int kClipSteps = 4;
 
 int n_groups(int head_dim) { return head_dim / group_channels(head_dim); }
 
@@ -114,18 +116,65 @@ struct Ranges {
   f32x4 lo[kVectors], step[kVectors];
 };
 
-// Clipped smallest and largest elements of each token in `n` channels.  x: (n, 32).
-void clipped_ends(const float* x, int n, float clip, float* lo, float* hi) {
-  for (int v = 0; v < kVectors; v++) {
-    f32x4 least = wasm_v128_load(x + 4 * v), most = least;
-    for (int c = 1; c < n; c++) {
-      const f32x4 element = wasm_v128_load(x + c * kPageTokens + 4 * v);
-      least = wasm_f32x4_pmin(least, element);
-      most = wasm_f32x4_pmax(most, element);
-    }
-    wasm_v128_store(lo + 4 * v, wasm_f32x4_mul(least, wasm_f32x4_splat(clip)));
-    wasm_v128_store(hi + 4 * v, wasm_f32x4_mul(most, wasm_f32x4_splat(clip)));
+// The range of 4 tokens, scaled.
+struct Range {
+  f32x4 lo, step;
+};
+
+// `least` and `most` times `clip`, rounded outward.
+INLAY_INLINE Range clipped_range(f32x4 least, f32x4 most, float clip, float top) {
+  const f32x4 factor = wasm_f32x4_splat(clip);
+  const f32x4 lo = e4m3_floor(wasm_f32x4_mul(least, factor));
+  const f32x4 width = wasm_f32x4_sub(wasm_f32x4_mul(most, factor), lo);
+  return {lo, e4m3_ceil(wasm_f32x4_div(width, wasm_f32x4_splat(top)))};
+}
+
+// A step to divide by: a token whose channels are all `lo` has step 0.
+INLAY_INLINE f32x4 divisor_of(const Range& range) {
+  return wasm_v128_bitselect(wasm_f32x4_const_splat(1), range.step, wasm_f32x4_eq(range.step, f32x4_zero()));
+}
+
+// Codes as f32.
+INLAY_INLINE f32x4 codes_of(f32x4 x, const Range& range, f32x4 divisor, float top) {
+  const f32x4 code = wasm_f32x4_nearest(wasm_f32x4_div(wasm_f32x4_sub(x, range.lo), divisor));
+  return wasm_f32x4_min(wasm_f32x4_max(code, f32x4_zero()), wasm_f32x4_splat(top));
+}
+
+// Squared error of 4 tokens' channels.  x: (n, 32), unscaled, from the first of the four.
+INLAY_INLINE f32x4 squared_error(const float* x, int n, f32x4 to_scaled, const Range& range, float top) {
+  const f32x4 divisor = divisor_of(range);
+  f32x4 sum = f32x4_zero();
+  for (int c = 0; c < n; c++) {
+    const f32x4 element = wasm_f32x4_mul(wasm_v128_load(x + c * kPageTokens), to_scaled);
+    const f32x4 stands = wasm_f32x4_add(wasm_f32x4_mul(codes_of(element, range, divisor, top), range.step), range.lo);
+    const f32x4 error = wasm_f32x4_sub(stands, element);
+    sum = wasm_f32x4_add(sum, wasm_f32x4_mul(error, error));
   }
+  return sum;
+}
+
+// Of the clip factors from 1 down to `clip`, for each of 4 tokens the one with the least squared error; the larger of equals.
+INLAY_INLINE Range best_range(const float* x, int n, f32x4 to_scaled, float clip, float top) {
+  f32x4 least = wasm_v128_load(x), most = least;
+  for (int c = 1; c < n; c++) {
+    const f32x4 element = wasm_v128_load(x + c * kPageTokens);
+    least = wasm_f32x4_pmin(least, element);
+    most = wasm_f32x4_pmax(most, element);
+  }
+  least = wasm_f32x4_mul(least, to_scaled);
+  most = wasm_f32x4_mul(most, to_scaled);
+  Range best = clipped_range(least, most, 1, top);
+  if (clip == 1) return best;
+  f32x4 error = squared_error(x, n, to_scaled, best, top);
+  for (int i = 1; i <= kClipSteps; i++) {
+    const Range range = clipped_range(least, most, 1 - (1 - clip) * float(i) / kClipSteps, top);
+    const f32x4 other = squared_error(x, n, to_scaled, range, top);
+    const v128_t better = wasm_f32x4_lt(other, error);
+    error = wasm_v128_bitselect(other, error, better);
+    best.lo = wasm_v128_bitselect(range.lo, best.lo, better);
+    best.step = wasm_v128_bitselect(range.step, best.step, better);
+  }
+  return best;
 }
 
 // The largest magnitude of `n` elements, or infinity if one is infinite or NaN.
@@ -157,25 +206,19 @@ void encode(const float* x, int head_dim, float clip, float scale, uint8_t* out)
   memset(out, 0, kHeaderBytes);
   memcpy(out, &scale, sizeof scale);
   for (int group = 0; group < n; group++, x += g * kPageTokens) {
-    alignas(16) float lo[kPageTokens], hi[kPageTokens];
-    clipped_ends(x, g, clip, lo, hi);
-    f32x4 low[kVectors], divisor[kVectors];
+    Range ranges[kVectors];
+    f32x4 divisors[kVectors];
     for (int v = 0; v < kVectors; v++) {
-      low[v] = e4m3_floor(wasm_f32x4_mul(wasm_v128_load(lo + 4 * v), to_scaled));
-      const f32x4 width = wasm_f32x4_sub(wasm_f32x4_mul(wasm_v128_load(hi + 4 * v), to_scaled), low[v]);
-      const f32x4 step = e4m3_ceil(wasm_f32x4_div(width, wasm_f32x4_const_splat(kTop)));
-      store_e4m3(low[v], los + group * kPageTokens + 4 * v);
-      store_e4m3(step, steps + group * kPageTokens + 4 * v);
-      // A token whose channels are all `lo` has step 0.
-      divisor[v] = wasm_v128_bitselect(wasm_f32x4_const_splat(1), step, wasm_f32x4_eq(step, f32x4_zero()));
+      ranges[v] = best_range(x + 4 * v, g, to_scaled, clip, kTop);
+      divisors[v] = divisor_of(ranges[v]);
+      store_e4m3(ranges[v].lo, los + group * kPageTokens + 4 * v);
+      store_e4m3(ranges[v].step, steps + group * kPageTokens + 4 * v);
     }
     for (int c = 0; c < g; c++, codes_out += kPageTokens * kBits / 8) {
       i32x4 codes[kVectors];
       for (int v = 0; v < kVectors; v++) {
-        const f32x4 above = wasm_f32x4_sub(wasm_f32x4_mul(wasm_v128_load(x + c * kPageTokens + 4 * v), to_scaled), low[v]);
-        const f32x4 code = wasm_f32x4_nearest(wasm_f32x4_div(above, divisor[v]));
-        const f32x4 bounded = wasm_f32x4_min(wasm_f32x4_max(code, f32x4_zero()), wasm_f32x4_const_splat(kTop));
-        codes[v] = wasm_i32x4_trunc_sat_f32x4(bounded);
+        const f32x4 element = wasm_f32x4_mul(wasm_v128_load(x + c * kPageTokens + 4 * v), to_scaled);
+        codes[v] = wasm_i32x4_trunc_sat_f32x4(codes_of(element, ranges[v], divisors[v], kTop));
       }
       pack<kBits>(narrow(codes), codes_out);
     }

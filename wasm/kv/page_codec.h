@@ -3,7 +3,8 @@
 // After SKVQ (Duanmu et al. 2024, arXiv:2405.06219): asymmetric codes per token and group, the range slightly clipped,
 // its parameters in FP8 E4M3 and rounded before the codes are computed. Ours: groups are equal, stay inside a head, and
 // lie along tokens, so that 4 neighbouring tokens are one vector with no shuffles; a power of two per half page scales the
-// FP8 parameters; they are rounded outward, so that nothing but `clip` clips.
+// FP8 parameters; they are rounded outward, so that nothing but the clip factor clips; and that factor, by which both ends
+// of a range are multiplied, is searched for each range instead of calibrated.
 //
 // A half page is K or V of 32 tokens of one layer and KV head, head_dim channels in groups of g = group_channels():
 //
@@ -26,7 +27,8 @@ int group_channels(int head_dim);
 // Bytes of a half page; a multiple of 16. `bits`: 8, 4 or 2.
 size_t quantized_half_bytes(int head_dim, int bits);
 
-// Codes a half page. x: (head_dim, 32), finite, below 2^127. `clip`: both ends of a range are multiplied by it.
+// Codes a half page. x: (head_dim, 32), finite, below 2^127. `clip`: the least factor that is tried
+// for a range; of 1 and four below it, evenly down to `clip`, the one with the least squared error is taken.
 // Returns false, with `out` undefined, if an element is infinite or NaN.
 bool encode_half(const float* x, int head_dim, int bits, float clip, uint8_t* out);
 
