@@ -181,7 +181,7 @@ const NAMES = ["perplexity", "kl"] as const;
 export const kvQuality: Section = {
   title: "Quantized KV caches",
   about:
-    "`perplexity` beside that of an f32 cache; `kl` is the mean of KL(f32 || quantized) in nats beside the divergence that would raise " +
+    "`perplexity` beside that of an f32 cache; `kl` is the mean of KL(f32 || quantized) in thousandths of a nat beside the divergence that would raise " +
     "the perplexity by our goal (0.1 for q8 and q4, 0.3 for q2); `bytes` of keys and values per token that left the window, for " +
     "SmolLM2-135M's heads (30 layers, 3 KV heads of 64), beside f16. The models are small (heads of 8 and 16 channels, where a range is " +
     "shared by few channels), trained, and read Alice in Wonderland and what they wrote themselves, token by token, 512 tokens each; " +
@@ -215,9 +215,9 @@ export const kvQuality: Section = {
           perplexity: once(`kv-quality/${name}/${format}/perplexity`, "ppl", perplexity, perplexityF32),
           kl: once(
             `kv-quality/${name}/${format}/kl`,
-            "nats",
-            kl,
-            Math.log(1 + PERPLEXITY_GOAL[format] / perplexityF32),
+            "mnats",
+            1000 * kl,
+            1000 * Math.log(1 + PERPLEXITY_GOAL[format] / perplexityF32),
           ),
         };
         for (const what of NAMES) if (wanted.has(results[what].id)) yield results[what];

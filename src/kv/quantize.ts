@@ -29,7 +29,7 @@ export function isQuantized(format: string): format is QuantizedFormat {
  * The least factor that a range's ends may be multiplied by before coding, so that a far element is cut and the others are
  * told apart; the best down to it is searched. 1 = no clipping.
  */
-export const CLIP: Readonly<Record<QuantizedFormat, number>> = { q8: 1, q4: 1, q2: 0.7 };
+export const CLIP: Readonly<Record<QuantizedFormat, number>> = { q8: 1, q4: 0.9, q2: 0.7 };
 
 /** Number of leading pages that are sinks or have left the window when `nTokens` tokens are cached. */
 export function settledPages(nTokens: number): number {
