@@ -16,6 +16,7 @@ import { SetupError } from "../tools/setup/shell.mjs";
 import { type BenchBrowser, startBrowser } from "./browser.ts";
 import { busyCore } from "./busy-core.ts";
 import { kernels } from "./kernels.ts";
+import { kvQuality } from "./kv-quality.ts";
 import { loading } from "./loading.ts";
 import { describeMachine, versions } from "./machine.ts";
 import { peers } from "./peers.ts";
@@ -32,7 +33,7 @@ import { type BenchContext, isAskedFor, type Section } from "./section.ts";
 import { sizes } from "./sizes.ts";
 import { sparseAttention } from "./sparse-attention.ts";
 
-const SECTIONS: readonly Section[] = [peers, kernels, busyCore, sparseAttention, loading, sizes];
+const SECTIONS: readonly Section[] = [peers, kernels, busyCore, sparseAttention, loading, sizes, kvQuality];
 
 const SCRIPTS: readonly string[] = ["tokenizer", "matmul-webgpu", "attention-webgpu"];
 

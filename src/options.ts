@@ -3,6 +3,7 @@
 import { DECODE_POLICIES, PREFILL_POLICIES } from "./attention/names.ts";
 import { InlayError } from "./errors.ts";
 import type { SamplingParams } from "./generate/sampling-params.ts";
+import { isQuantized } from "./kv/quantize.ts";
 import {
   checkKnownNames,
   checkNumber,
@@ -27,17 +28,19 @@ export type DeviceOption = (typeof DEVICES)[number];
 export type PrefillAttention = "auto" | (typeof PREFILL_POLICIES)[number];
 /** How an answer attends to what is before it. "auto" is "dense" in this version. */
 export type DecodeAttention = "auto" | (typeof DECODE_POLICIES)[number];
-/** How keys and values are stored. "auto" is what is fastest on the device. */
+/**
+ * How keys and values are stored. "auto" is what is fastest on the device; "q8", "q4" and "q2" quantize all but the first
+ * 32 and the last 128 tokens, on device "wasm".
+ */
 export type KvFormat = (typeof KV_FORMATS)[number];
 
 const DEVICES = ["auto", "wasm", "hybrid", "webgpu"] as const;
 const PREFILL_ATTENTION = ["auto", ...PREFILL_POLICIES] as const;
 const DECODE_ATTENTION = ["auto", ...DECODE_POLICIES] as const;
-const KV_FORMATS = ["auto", "f32", "f16"] as const;
+const KV_FORMATS = ["auto", "f32", "f16", "q8", "q4", "q2"] as const;
 
 /** Names that the design has and this version has not: refused with the list of what there is. */
 const LATER_ATTENTION: readonly string[] = ["squeezed"];
-const LATER_KV_FORMATS: readonly string[] = ["q8", "q4", "q2"];
 
 /** How far loading has come. Monotonic, about every 100 ms. */
 export interface LoadProgress {
@@ -191,9 +194,10 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
   const attention = section(given, "attention", ["prefill", "decode", "budget"]);
   const kvCache = section(given, "kvCache", ["format"]);
   const assets = section(given, "assets", ["wasm", "worker"]);
+  const device = checkOneOf("device", given.device ?? LOAD_DEFAULTS.device, DEVICES);
   return {
     contextLength: numberOr("contextLength", given.contextLength, LOAD_DEFAULTS.contextLength),
-    device: checkOneOf("device", given.device ?? LOAD_DEFAULTS.device, DEVICES),
+    device,
     attention: {
       prefill: implemented(
         "attention.prefill",
@@ -210,12 +214,7 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
       budget: checkNumber("attention.budget", attention.budget ?? LOAD_DEFAULTS.budget, LOAD_BOUNDS.budget),
     },
     kvCache: {
-      format: implemented(
-        "kvCache.format",
-        kvCache.format ?? LOAD_DEFAULTS.format,
-        KV_FORMATS,
-        LATER_KV_FORMATS,
-      ),
+      format: checkKvFormat(kvCache.format, device),
     },
     threads: numberOr("threads", given.threads, LOAD_DEFAULTS.threads),
     assets: { wasm: checkUrl("assets.wasm", assets.wasm), worker: checkUrl("assets.worker", assets.worker) },
@@ -271,6 +270,17 @@ function implemented<T extends string>(
   if (typeof value === "string" && later.includes(value))
     throw notSupported(option, value, `it has ${oneOf(allowed)}`);
   return checkOneOf(option, value, allowed);
+}
+
+/** The GPU's kernels read no quantized pages. */
+function checkKvFormat(value: unknown, device: DeviceOption): KvFormat {
+  const format = checkOneOf("kvCache.format", value ?? LOAD_DEFAULTS.format, KV_FORMATS);
+  if (!isQuantized(format) || device === "wasm" || device === "auto") return format;
+  throw notSupported(
+    "kvCache.format",
+    format,
+    `device "${device}" has "auto", "f32" or "f16"; quantized caches need device "wasm"`,
+  );
 }
 
 function checkUrl(option: string, value: unknown): string | null {

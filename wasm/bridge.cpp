@@ -10,6 +10,8 @@
 #include "kernels/matmul.h"
 #include "kernels/pool.h"
 #include "kernels/weights.h"
+#include "kv/page_codec.h"
+#include "kv/slot_codec.h"
 
 // ---- weights ----------------------------------------------------------------------------------------------
 
@@ -100,4 +102,21 @@ INLAY_EXPORT(sample_page_masses)
 int sample_page_masses(const AttendCall* call, const uint32_t* rows, int n_rows, int n_pages, float* columns,
                        float* diagonals) {
   return sample_masses(*call, rows, n_rows, n_pages, columns, diagonals);
+}
+
+// ---- quantized pages --------------------------------------------------------------------------------------
+
+// Bytes of K, or of V, in one quantized page of one KV head.
+INLAY_EXPORT(kv_quantized_half_bytes) uint32_t kv_quantized_half_bytes(int head_dim, int bits) {
+  return uint32_t(quantized_half_bytes(head_dim, bits));
+}
+
+INLAY_EXPORT(kv_quantize_slot)
+int kv_quantize_slot(const float* pages, int n_pages, int head_dim, int bits, float clip, uint8_t* out) {
+  return quantize_slot(pages, n_pages, head_dim, bits, clip, out);
+}
+
+INLAY_EXPORT(kv_dequantize_slot)
+int kv_dequantize_slot(const uint8_t* pages, int n_pages, int head_dim, int bits, float* out) {
+  return dequantize_slot(pages, n_pages, head_dim, bits, out);
 }

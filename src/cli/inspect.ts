@@ -5,6 +5,7 @@ import { type ModelFile, openModelFile } from "../gguf/model-file.ts";
 import { openSources } from "../gguf/source.ts";
 import { openPaths, shardPaths } from "../host/node-files.ts";
 import { PAGE_TOKENS, pageBytes, pageCount } from "../kv/page.ts";
+import { type QuantizedFormat, quantizedPageBytes, SINK_PAGES, settledPages } from "../kv/quantize.ts";
 import { type ModelConfig, readModelConfig } from "../model/config.ts";
 import { takeInventory } from "../model/tensor-names.ts";
 import { readArguments } from "./arguments.ts";
@@ -33,6 +34,10 @@ interface MemoryPlan {
   weights: number;
   kvF32: number;
   kvF16: number;
+  /** When the context is full; sinks and window are f32. */
+  kvQ8: number;
+  kvQ4: number;
+  kvQ2: number;
 }
 
 export async function inspect(args: readonly string[]): Promise<void> {
@@ -71,6 +76,9 @@ function examine(file: ModelFile): Inspection {
       weights,
       kvF32: kvBytes(config, contextLength, "f32"),
       kvF16: kvBytes(config, contextLength, "f16"),
+      kvQ8: quantizedKvBytes(config, contextLength, "q8"),
+      kvQ4: quantizedKvBytes(config, contextLength, "q4"),
+      kvQ2: quantizedKvBytes(config, contextLength, "q2"),
     })),
   };
 }
@@ -78,6 +86,13 @@ function examine(file: ModelFile): Inspection {
 function kvBytes(config: ModelConfig, contextLength: number, format: "f32" | "f16"): number {
   const { nLayers, nKvHeads, headDim } = config;
   return pageCount(contextLength) * nLayers * nKvHeads * 2 * pageBytes(format, headDim);
+}
+
+function quantizedKvBytes(config: ModelConfig, contextLength: number, format: QuantizedFormat): number {
+  const { nLayers, nKvHeads, headDim } = config;
+  const nCold = Math.min(settledPages(contextLength), pageCount(contextLength)) - SINK_PAGES;
+  const cold = nCold * nLayers * nKvHeads * 2 * quantizedPageBytes(format, headDim);
+  return cold + kvBytes(config, contextLength - nCold * PAGE_TOKENS, "f32");
 }
 
 /** Metadata as JSON: long arrays as their length, long text cut. */
@@ -114,11 +129,13 @@ function describe({ metadata, config, tensors, fileBytes, memoryPlan }: Inspecti
   for (const [name, { tensors: n, bytes }] of Object.entries(tensors.byType))
     lines.push(`  ${name.padEnd(8)} ${String(n).padStart(5)}  ${mib(bytes)}`);
   if (tensors.unused.length > 0) lines.push(`  not used: ${tensors.unused.join(", ")}`);
-  lines.push("", `memory (pages of ${PAGE_TOKENS} tokens)    weights     KV f32     KV f16`);
-  for (const { contextLength, weights, kvF32, kvF16 } of memoryPlan)
-    lines.push(
-      `  context ${String(contextLength).padStart(8)}         ${mib(weights)} ${mib(kvF32)} ${mib(kvF16)}`,
-    );
+  const columns = ["weights", "KV f32", "KV f16", "KV q8", "KV q4", "KV q2"];
+  const heading = `memory (pages of ${PAGE_TOKENS} tokens)`.padEnd(26);
+  lines.push("", `${heading}${columns.map((name) => name.padStart(11)).join("")}`);
+  for (const { contextLength, weights, kvF32, kvF16, kvQ8, kvQ4, kvQ2 } of memoryPlan) {
+    const cells = [weights, kvF32, kvF16, kvQ8, kvQ4, kvQ2].map((bytes) => ` ${mib(bytes)}`);
+    lines.push(`${`  context ${String(contextLength).padStart(8)}`.padEnd(26)}${cells.join("")}`);
+  }
   return `${lines.join("\n")}\n`;
 }
 

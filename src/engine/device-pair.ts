@@ -7,7 +7,8 @@ import { WasmOps } from "../backend/wasm/wasm-ops.ts";
 import { InlayError } from "../errors.ts";
 import type { TensorType } from "../gguf/tensor-types.ts";
 import type { Host } from "../host/host.ts";
-import { type KvShape, type PageFormat, pageBytes, pageCount } from "../kv/page.ts";
+import { type CacheFormat, type KvShape, type PageFormat, pageBytes, pageCount } from "../kv/page.ts";
+import { isQuantized } from "../kv/quantize.ts";
 import type { ModelConfig } from "../model/config.ts";
 import type { EngineOptions } from "../options.ts";
 import { choosePlacement } from "../placement/placement.ts";
@@ -19,7 +20,7 @@ export interface DevicePair {
   readonly kind: "wasm" | "hybrid" | "webgpu";
   readonly ops: Ops;
   readonly attention: AttentionOps;
-  readonly kvFormat: PageFormat;
+  readonly kvFormat: CacheFormat;
   readonly gpuName: string | undefined;
   /** Why this device: what was asked for, or what was measured. */
   readonly reason: string;
@@ -57,6 +58,8 @@ export async function openDevice(request: DeviceRequest): Promise<DevicePair> {
     case "webgpu":
       return webgpuPair(request, "asked for");
     case "auto": {
+      const { format } = request.options.kvCache;
+      if (isQuantized(format)) return wasmPair(request, ops, `auto: KV format ${format} is WASM's only`);
       const { device, reason } = await choosePlacement(request, ops, shapeOf(request, "f32"));
       return device === "wasm" ? wasmPair(request, ops, reason) : hybridPair(request, ops, reason);
     }
@@ -70,7 +73,7 @@ function wasmPair(request: DeviceRequest, ops: WasmOps, reason: string): DeviceP
     kind: "wasm",
     ops,
     attention: new WasmAttention(ops, shape),
-    kvFormat: shape.format,
+    kvFormat: shape.cold ?? shape.format,
     gpuName: undefined,
     reason,
     recover: async () => {},
@@ -131,11 +134,13 @@ function gpuPageFormat({ config, contextLength }: DeviceRequest): PageFormat {
   return bytes <= SMALL_CACHE_BYTES ? "f32" : "f16";
 }
 
-/** The caller's page format, or `preferred` for "auto". */
+/** The caller's page format, or `preferred` for "auto" and for the new pages of a quantized cache. */
 function shapeOf({ config, options }: DeviceRequest, preferred: PageFormat): KvShape {
   const { nLayers, nHeads, nKvHeads, headDim } = config;
   const { format } = options.kvCache;
-  return { nLayers, nHeads, nKvHeads, headDim, format: format === "auto" ? preferred : format };
+  const heads = { nLayers, nHeads, nKvHeads, headDim };
+  if (isQuantized(format)) return { ...heads, format: preferred, cold: format };
+  return { ...heads, format: format === "auto" ? preferred : format };
 }
 
 /** The kernels of all backends take whole vectors of 8. */

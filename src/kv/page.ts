@@ -10,11 +10,16 @@
  * Keys are stored after RoPE. Packed f16 pairs two values in a u32, low half first, along the fastest axis.
  */
 
+import type { QuantizedFormat } from "./quantize.ts";
+
 /** Tokens in a page. 32, so that a mask of a page's tokens is one u32. */
 export const PAGE_TOKENS = 32;
 
-/** How the elements of a page are stored. The quantized formats (q8, q4, q2) are the page codec's. */
+/** How the elements of a page are stored that may still be written. */
 export type PageFormat = "f32" | "f16";
+
+/** How a cache stores its pages; in a quantized format new pages are f32 and old ones quantized. */
+export type CacheFormat = PageFormat | QuantizedFormat;
 
 /** The shape that KV storage and attention kernels are made for. */
 export interface KvShape {
@@ -23,6 +28,8 @@ export interface KvShape {
   readonly nKvHeads: number;
   readonly headDim: number;
   readonly format: PageFormat;
+  /** What pages become when they leave the window; undefined = they stay as they are. */
+  readonly cold?: QuantizedFormat | undefined;
 }
 
 /** Bytes of one element; pages have no headers in the unquantized formats. */

@@ -2,12 +2,14 @@
  * The paged KV cache of one sequence: which physical slot holds which 32 tokens.
  *
  * A slot is one page of every layer and KV head for the same 32 tokens, so one page table serves all layers.
- * Slots are shared between forks and copied on the first write (copy on write). This file is bookkeeping only:
+ * Slots are shared between forks and copied on the first write (copy on write). Where the store can quantize, slots are
+ * hot (as written) or cold (quantized, read-only): see quantize.ts for which become cold. This file is bookkeeping only:
  * where a slot's bytes live is the `SlotStore`'s business, one per backend.
  */
 
 import { InlayError, internalError } from "../errors.ts";
 import { PAGE_TOKENS, pageCount } from "./page.ts";
+import { SINK_PAGES, settledPages } from "./quantize.ts";
 
 /** Storage of slots on one device. */
 export interface SlotStore {
@@ -19,17 +21,43 @@ export interface SlotStore {
   release(slot: number): void;
   /** Copies the first `nTokens` tokens (or more) of slot `from` into `to`. */
   copy(from: number, to: number, nTokens: number): void;
+  /** Quantized slots, where the store has them. */
+  readonly cold?: ColdSlots | undefined;
+}
+
+/** Slots of pages that have left the window. Their numbers are no hot slot's; `SlotStore.release` takes them too. */
+export interface ColdSlots {
+  /** Bytes of one cold slot. */
+  readonly slotBytes: number;
+  has(slot: number): boolean;
+  /**
+   * A new cold slot with the tokens of hot slot `slot`, which is logical page `page` of its cache.
+   * Throws `out-of-memory`, or `invalid-model` naming layer and page where an element is not finite.
+   */
+  freeze(slot: number, page: number): number;
+  /** A new hot slot with what cold slot `slot` stands for. Throws `out-of-memory`. */
+  thaw(slot: number): number;
 }
 
 /** Counts the users of each slot; one pool per backend. */
 export class SlotPool {
   readonly #users = new Map<number, number>();
+  /** The cold twin of a hot slot that other caches still use, and the reverse. */
+  readonly #twins = new Map<number, number>();
 
   constructor(readonly store: SlotStore) {}
 
   /** Bytes of all slots in use, shared ones counted once. */
   get bytes(): number {
-    return this.#users.size * this.store.slotBytes;
+    return this.bytesOf(this.#users.keys());
+  }
+
+  /** Bytes of these slots. */
+  bytesOf(slots: Iterable<number>): number {
+    const { cold, slotBytes } = this.store;
+    let bytes = 0;
+    for (const slot of slots) bytes += cold?.has(slot) ? cold.slotBytes : slotBytes;
+    return bytes;
   }
 
   allocate(): number {
@@ -49,7 +77,37 @@ export class SlotPool {
       return;
     }
     this.#users.delete(slot);
+    const twin = this.#twins.get(slot);
+    if (twin !== undefined) {
+      this.#twins.delete(slot);
+      this.#twins.delete(twin);
+    }
     this.store.release(slot);
+  }
+
+  /** Moves one user of a hot slot, logical page `page`, to the cold slot that replaces it; forks share that one too. */
+  freeze(slot: number, page: number): number {
+    const { cold } = this.store;
+    if (!cold) throw internalError("a store without cold slots was asked to quantize");
+    let frozen = this.#twins.get(slot);
+    if (frozen === undefined) {
+      frozen = cold.freeze(slot, page);
+      this.#users.set(frozen, 1);
+      this.#twins.set(slot, frozen);
+      this.#twins.set(frozen, slot);
+    } else this.retain(frozen);
+    this.release(slot);
+    return frozen;
+  }
+
+  /** Moves one user of a cold slot to a hot slot of its own. */
+  thaw(slot: number): number {
+    const { cold } = this.store;
+    if (!cold) throw internalError("a store without cold slots has none to thaw");
+    const hot = cold.thaw(slot);
+    this.#users.set(hot, 1);
+    this.release(slot);
+    return hot;
   }
 
   isShared(slot: number): boolean {
@@ -79,6 +137,8 @@ export interface CacheCompanion {
 export class PagedCache {
   #slots: number[] = [];
   #nTokens = 0;
+  /** Pages before this one are sinks, or cold. */
+  #nSettled = SINK_PAGES;
   #disposed = false;
   #companion: CacheCompanion | undefined;
 
@@ -96,7 +156,7 @@ export class PagedCache {
 
   /** Bytes of the slots this cache uses, shared ones included. */
   get bytes(): number {
-    return this.#slots.length * this.pool.store.slotBytes;
+    return this.pool.bytesOf(this.#slots);
   }
 
   get companion(): CacheCompanion | undefined {
@@ -111,13 +171,17 @@ export class PagedCache {
     this.#companion = companion;
   }
 
-  /** Makes room for `n` more tokens: new slots, and a private copy of a shared, partly filled last page. */
+  /**
+   * Makes room for `n` more tokens: new slots, and a private copy of a partly filled last page that is shared or cold.
+   */
   reserve(n: number): void {
     this.#assertLive();
     const keep = pageCount(this.#nTokens);
     const filled = this.#nTokens % PAGE_TOKENS;
     const last = this.#slots[keep - 1];
-    if (filled > 0 && last !== undefined && this.pool.isShared(last)) {
+    if (filled > 0 && last !== undefined && this.pool.store.cold?.has(last)) {
+      this.#slots[keep - 1] = this.pool.thaw(last);
+    } else if (filled > 0 && last !== undefined && this.pool.isShared(last)) {
       const copy = this.pool.allocate();
       this.pool.store.copy(last, copy, filled);
       this.#slots[keep - 1] = copy;
@@ -126,18 +190,31 @@ export class PagedCache {
     while (this.#slots.length < pageCount(this.#nTokens + n)) this.#slots.push(this.pool.allocate());
   }
 
-  /** Declares `n` reserved tokens written in every layer. */
+  /** Declares `n` reserved tokens written in every layer. Pages that leave the window are quantized, if the store can. */
   commit(n: number): void {
     this.#assertLive();
     if (pageCount(this.#nTokens + n) > this.#slots.length)
       throw internalError(`commit of ${n} tokens past the reserved pages`, { nTokens: this.#nTokens });
     this.#nTokens += n;
     this.#companion?.commit(this.#nTokens);
+    if (this.pool.store.cold) this.#freezeSettled(this.pool.store.cold);
+  }
+
+  /** Pages that left the window become cold. After `truncate` some before the window's start may be cold already. */
+  #freezeSettled(cold: ColdSlots): void {
+    const settled = settledPages(this.#nTokens);
+    for (let page = this.#nSettled; page < settled; page++) {
+      const slot = this.#slots[page]!;
+      if (!cold.has(slot)) this.#slots[page] = this.pool.freeze(slot, page);
+    }
+    this.#nSettled = Math.max(this.#nSettled, settled);
   }
 
   /**
    * Forgets all tokens from `nTokens` on, and anything reserved but not committed. Where the companion cannot go back
-   * to `nTokens`, a few tokens before it go as well: see `nTokens` afterwards.
+   * to `nTokens`, a few tokens before it go as well: see `nTokens` afterwards. Cold pages that are now in the window
+   * stay cold; of the one that is cut, the kept tokens are decoded when the next are written, and coded anew when the
+   * page leaves the window again.
    */
   truncate(nTokens: number): void {
     this.#assertLive();
@@ -146,6 +223,7 @@ export class PagedCache {
     const kept = this.#companion?.restorable(nTokens) ?? nTokens;
     this.#companion?.truncate(kept);
     this.#nTokens = kept;
+    this.#nSettled = Math.max(SINK_PAGES, Math.min(this.#nSettled, Math.floor(kept / PAGE_TOKENS)));
     for (const slot of this.#slots.splice(pageCount(kept))) this.pool.release(slot);
   }
 
@@ -156,6 +234,7 @@ export class PagedCache {
     fork.#slots = this.#slots.slice(0, pageCount(this.#nTokens));
     fork.#nTokens = this.#nTokens;
     fork.#companion = this.#companion?.fork();
+    fork.#nSettled = this.#nSettled;
     for (const slot of fork.#slots) this.pool.retain(slot);
     return fork;
   }

@@ -50,6 +50,16 @@ describe("run", () => {
     assert.equal(value.device.kind, "wasm");
   });
 
+  test("--kv q4 quantizes the cache; a GPU that is asked for does not have it", () => {
+    const { status, value } = json(...RUN, "--kv", "q4", "--prompt", "Hello", "--max-tokens", "4");
+    assert.equal(status, 0);
+    assert.equal(value.device.kvFormat, "q4");
+    const refused = json("run", MODEL, "--device", "hybrid", "--kv", "q2", "--prompt", "Hello");
+    assert.equal(refused.status, 1);
+    assert.equal(refused.value.error.code, "invalid-option");
+    assert.match(refused.value.error.message, /kvCache\.format "q2".*device "hybrid"/);
+  });
+
   test("--device webgpu runs everything on the GPU", { skip: gpu.skip }, () => {
     const { status, value } = json(
       "run",
@@ -210,9 +220,14 @@ test("inspect tells metadata, tensors by type and the memory plan", () => {
   assert.equal(plan.contextLength, 512);
   assert.equal(plan.kvF32, 512 * 2 * 2 * 2 * 16 * 4);
   assert.equal(plan.kvF16 * 2, plan.kvF32);
+  // Of 16 pages 11 are cold; heads of 16 take 16 bytes of scale, 2 for a token's range, and 32 codes a channel.
+  const pages = 2 * 2 * 2;
+  assert.equal(plan.kvQ4, pages * (5 * 32 * 16 * 4 + 11 * (16 + 2 * 32 + 16 * 16)));
+  assert.ok(plan.kvQ2 < plan.kvQ4 && plan.kvQ4 < plan.kvQ8 && plan.kvQ8 < plan.kvF32);
   const { stdout, status } = inlay("inspect", MODEL);
   assert.equal(status, 0);
   assert.match(stdout, /llama, 2 layers, width 64, 4 heads \(2 KV\) of 16/);
+  assert.match(stdout, /weights +KV f32 +KV f16 +KV q8 +KV q4 +KV q2\n/);
 });
 
 test("bench --attention times a policy beside dense attention, without a model", () => {

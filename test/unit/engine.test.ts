@@ -141,6 +141,41 @@ describe("prefix reuse", () => {
     ));
 });
 
+describe("quantized caches", () => {
+  const LONG = Array.from({ length: 400 }, (_, i) => 30 + ((i * 37) % 200));
+  const SLOT = 2 * 2 * 2 * 32 * 16 * 4; // layers, KV heads, K and V, tokens, headDim, f32
+
+  for (const [format, codeBits] of [
+    ["q8", 8],
+    ["q4", 4],
+    ["q2", 2],
+  ] as const)
+    test(`${format}: old pages shrink, and the same prompt again runs one token`, () =>
+      withEngine(
+        async (engine) => {
+          assert.equal(engine.info.device.kvFormat, format);
+          await collect(engine.generate(greedy(LONG, 4)));
+          // Of 403 cached tokens in 13 pages, 8 pages but the first have left the window.
+          const coldSlot = 2 * 2 * 2 * (16 + 2 * 32 + 16 * 4 * codeBits);
+          assert.equal(engine.memory().kv, 6 * SLOT + 7 * coldSlot);
+          // The answer's last tokens may part: a page that has left the window stays quantized when the cache is cut.
+          const again = await collect(engine.generate(greedy(LONG, 40)));
+          assert.equal(again.end.usage.cachedTokens, 399);
+          assert.equal(again.ids.length, 40);
+        },
+        { kvCache: { format }, contextLength: 512 },
+      ));
+
+  test("auto device with a quantized cache is WASM and says why", () =>
+    withEngine(
+      async (engine) => {
+        assert.equal(engine.info.device.kind, "wasm");
+        assert.match(engine.info.device.reason, /KV format q4/);
+      },
+      { device: "auto", kvCache: { format: "q4" } },
+    ));
+});
+
 describe("limits", () => {
   test("a prompt as long as the context is refused with both numbers", () =>
     withEngine(

@@ -47,6 +47,15 @@ describe("defaults", () => {
     }));
 });
 
+test("quantized caches are for WASM, and for auto, which then is WASM", () => {
+  for (const device of ["auto", "wasm"] as const)
+    for (const format of ["q8", "q4", "q2"] as const)
+      assert.equal(resolveLoadOptions({ device, kvCache: { format } }).kvCache.format, format);
+  assert.throws(() => resolveLoadOptions({ device: "webgpu", kvCache: { format: "q8" } }), {
+    code: "invalid-option",
+  });
+});
+
 test("everything given", () => {
   const { signal } = new AbortController();
   const seen: number[] = [];
@@ -106,9 +115,11 @@ describe("refused values", () => {
       message: 'attention.decode is "sample"; it must be "auto", "dense", "window" or "dhsa"',
     },
     {
-      name: "a format of a later version",
-      options: { kvCache: { format: "q2" } },
-      message: 'kvCache.format "q2" is not supported in this version; it has "auto", "f32" or "f16"',
+      name: "a quantized cache on a GPU",
+      options: { device: "hybrid", kvCache: { format: "q2" } },
+      message:
+        'kvCache.format "q2" is not supported in this version; device "hybrid" has "auto", "f32" or "f16"; ' +
+        'quantized caches need device "wasm"',
     },
     {
       name: "an unknown format",

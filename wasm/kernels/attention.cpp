@@ -7,6 +7,7 @@
 #include "attention_exact.h"
 #include "attention_tile.h"
 #include "bridge.h"
+#include "page_read.h"
 #include "parallel.h"
 
 namespace {
@@ -18,18 +19,11 @@ size_t align64(size_t n) { return (n + 63) & ~size_t(63); }
 // ---- pages ------------------------------------------------------------------------------------------------
 
 void store_element(const LayerPages& pages, uint8_t* page, size_t index, float value) {
-  if (pages.format == kPageF32) {
+  if (pages.format != kPageF16) {
     reinterpret_cast<float*>(page)[index] = value;
   } else {
     reinterpret_cast<uint16_t*>(page)[index] = f32_to_f16(value);
   }
-}
-
-// `n` elements of a page as f32: the page itself, or converted into `out`.
-const float* page_as_f32(const LayerPages& pages, const uint8_t* page, size_t n, float* out) {
-  if (pages.format == kPageF32) return reinterpret_cast<const float*>(page);
-  for (size_t i = 0; i < n; i += 4) wasm_v128_store(out + i, f32x4_load_f16(page + 2 * i));
-  return out;
 }
 
 // ---- one work item: a query block, a KV head, and a run of its listed pages -------------------------------
@@ -135,8 +129,8 @@ void run_item(const AttendCall& call, const Item& item, const Partial& result, f
   for (int i = item.from; i < item.to; i++) {
     const int page = int(call.page[i]);
     const uint32_t mask = call.mask ? call.mask[i] : 0xffffffffu;
-    const float* k = page_as_f32(pages, pages.k_page(page, item.kv_head), page_elements, k_scratch);
-    const float* v = page_as_f32(pages, pages.v_page(page, item.kv_head), page_elements, v_scratch);
+    const float* k = keys_as_f32(pages, page, item.kv_head, k_scratch);
+    const float* v = values_as_f32(pages, page, item.kv_head, v_scratch);
     for (int row = 0; row < rows; row += kTileRows) {
       const int n = rows - row < kTileRows ? rows - row : kTileRows;
       uint32_t keep[kTileRows], any = 0;
@@ -195,8 +189,8 @@ void run_exact(const AttendCall& call, const Item& item, float* scratch) {
   float* const scores = scratch + 2 * page_elements * kExactPages;
   for (int i = 0; i < n_pages; i++) {
     const int page = int(call.page[item.from + i]);
-    k[i] = page_as_f32(pages, pages.k_page(page, item.kv_head), page_elements, scratch + 2 * i * page_elements);
-    v[i] = page_as_f32(pages, pages.v_page(page, item.kv_head), page_elements, scratch + (2 * i + 1) * page_elements);
+    k[i] = keys_as_f32(pages, page, item.kv_head, scratch + 2 * i * page_elements);
+    v[i] = values_as_f32(pages, page, item.kv_head, scratch + (2 * i + 1) * page_elements);
   }
   const int n_queries = queries_of_block(call, item.block);
   for (int query = 0; query < n_queries; query++) {
@@ -252,7 +246,7 @@ void kv_append(const LayerPages& pages, const float* k, const float* v, int posi
 
 int attend(const AttendCall& call) {
   const int head_dim = call.pages.head_dim, n_kv_heads = call.pages.n_kv_heads;
-  if (head_dim < 8 || head_dim > 256 || head_dim % 8 != 0 || n_kv_heads < 1 || call.n_heads % n_kv_heads != 0 ||
+  if (head_dim < 8 || head_dim > kMaxHeadDim || head_dim % 8 != 0 || n_kv_heads < 1 || call.n_heads % n_kv_heads != 0 ||
       call.block_size < 1 || call.n_tokens < 1)
     return kBadArgument;
   const int rows = call.block_size * (call.n_heads / n_kv_heads);

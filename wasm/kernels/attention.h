@@ -2,29 +2,42 @@
 //
 // A page holds 32 tokens of one layer and KV head: K transposed (head_dim, 32), then V (32, head_dim), in f32 or
 // f16. A slot holds the pages of all layers and KV heads for the same 32 tokens; the page table gives each logical
-// page's slot address.
+// page's slot address. In the quantized formats new slots are f32 ("hot") and older ones quantized ("cold", see
+// wasm/kv/page_codec.h); the lowest bit of a cold slot's address is set.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-constexpr int kPageTokens = 32;
+#include "kv/page_codec.h"
 
-enum PageFormat : uint32_t { kPageF32 = 0, kPageF16 = 1 };
+constexpr int kPageTokens = 32;
+constexpr int kMaxHeadDim = 256;
+
+enum PageFormat : uint32_t { kPageF32 = 0, kPageF16 = 1, kPageQ8 = 2, kPageQ4 = 3, kPageQ2 = 4 };
 
 // Where one layer's pages are.
 struct LayerPages {
   uint8_t* const* slots;  // (n_pages) slot addresses
-  uint32_t layer_offset;  // bytes from a slot's start to this layer's first page
+  uint32_t layer_offset;  // bytes from a hot slot's start to this layer's first page
   PageFormat format;
   int32_t n_kv_heads;
-  int32_t head_dim;  // a multiple of 8, at most 256
+  int32_t head_dim;  // a multiple of 8, at most kMaxHeadDim
 
-  size_t half_bytes() const { return size_t(kPageTokens) * head_dim * (format == kPageF32 ? 4 : 2); }
+  // Of a hot page.
+  size_t half_bytes() const { return size_t(kPageTokens) * head_dim * (format == kPageF16 ? 2 : 4); }
   uint8_t* k_page(int page, int kv_head) const {
     return slots[page] + layer_offset + 2 * half_bytes() * size_t(kv_head);
   }
   uint8_t* v_page(int page, int kv_head) const { return k_page(page, kv_head) + half_bytes(); }
+
+  bool is_cold(int page) const { return (reinterpret_cast<uintptr_t>(slots[page]) & 1) != 0; }
+  int cold_bits() const { return format == kPageQ8 ? 8 : format == kPageQ4 ? 4 : 2; }
+  // K half of a cold page; its V half follows.
+  const uint8_t* cold_page(int page, int kv_head) const {
+    const size_t index = layer_offset / (2 * half_bytes()) + size_t(kv_head);
+    return slots[page] - 1 + index * 2 * quantized_half_bytes(head_dim, cold_bits());
+  }
 };
 
 // Written by TypeScript (src/backend/wasm/wasm-attention.ts); 32-bit fields in this order.

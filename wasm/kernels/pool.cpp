@@ -1,5 +1,7 @@
 #include "pool.h"
 
+#include "page_read.h"
+
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -20,15 +22,14 @@ INLAY_INLINE void add_vector(float* x, const float* y, int n) {
 // Logits of one query head against one page's 32 tokens; those outside [oldest, newest] become -inf.
 void page_logits(const AttendCall& call, const float* q, int page, int kv_head, int position, float* out) {
   const LayerPages& pages = call.pages;
-  const uint8_t* k = pages.k_page(page, kv_head);
+  alignas(16) float scratch[kPageTokens * kMaxHeadDim];
+  const float* k = keys_as_f32(pages, page, kv_head, scratch);
   f32x4 acc[kPageTokens / 4];
   for (f32x4& a : acc) a = f32x4_zero();
   for (int c = 0; c < pages.head_dim; c++) {
     const f32x4 query = f32x4_load_splat(q + c);
     for (int v = 0; v < kPageTokens / 4; v++) {
-      const size_t at = size_t(c) * kPageTokens + 4 * v;
-      const f32x4 keys = pages.format == kPageF32 ? wasm_v128_load(reinterpret_cast<const float*>(k) + at)
-                                                  : f32x4_load_f16(k + 2 * at);
+      const f32x4 keys = wasm_v128_load(k + size_t(c) * kPageTokens + 4 * v);
       acc[v] = f32x4_madd(query, keys, acc[v]);
     }
   }

@@ -4,22 +4,25 @@
 
 import type { SampledMasses, Selection } from "../../attention/policy.ts";
 import { InlayError, internalError } from "../../errors.ts";
-import { type KvShape, pageBytes, pageCount } from "../../kv/page.ts";
-import { PagedCache, SlotPool, type SlotStore } from "../../kv/paged-cache.ts";
+import { type KvShape, PAGE_TOKENS, pageBytes, pageCount } from "../../kv/page.ts";
+import { type ColdSlots, PagedCache, SlotPool, type SlotStore } from "../../kv/paged-cache.ts";
+import { CLIP, CODE_BITS, type QuantizedFormat, quantizedPageBytes } from "../../kv/quantize.ts";
 import type { AttendCall, AttentionOps, Tensor, UnselectedCall } from "../backend.ts";
 import type { WasmModule } from "./module.ts";
 import type { WasmOps } from "./wasm-ops.ts";
 import { wasmTensor } from "./wasm-tensor.ts";
 
-/** Slots are numbered by their address. */
+/** Slots are numbered by their address; cold ones by their address + 1, which the kernels know them by. */
 class WasmSlotStore implements SlotStore {
   readonly slotBytes: number;
+  readonly cold: WasmColdSlots | undefined;
 
   constructor(
     private readonly wasm: WasmModule,
     shape: KvShape,
   ) {
     this.slotBytes = shape.nLayers * shape.nKvHeads * 2 * pageBytes(shape.format, shape.headDim);
+    this.cold = shape.cold && new WasmColdSlots(wasm, shape, shape.cold, this.slotBytes);
   }
 
   allocate(): number {
@@ -30,13 +33,78 @@ class WasmSlotStore implements SlotStore {
   }
 
   release(slot: number): void {
-    this.wasm.free(slot);
+    this.wasm.free(this.cold?.has(slot) ? slot - 1 : slot);
   }
 
   copy(from: number, to: number): void {
     this.wasm.u8.copyWithin(to, from, from + this.slotBytes);
   }
 }
+
+/** Quantized slots. Hot ones are f32. */
+class WasmColdSlots implements ColdSlots {
+  readonly slotBytes: number;
+
+  constructor(
+    private readonly wasm: WasmModule,
+    private readonly shape: KvShape,
+    private readonly format: QuantizedFormat,
+    private readonly hotBytes: number,
+  ) {
+    if (shape.format !== "f32") throw internalError(`${format} pages from ${shape.format} ones`);
+    this.slotBytes = shape.nLayers * shape.nKvHeads * 2 * quantizedPageBytes(format, shape.headDim);
+  }
+
+  has(slot: number): boolean {
+    return slot % 2 === 1;
+  }
+
+  freeze(slot: number, page: number): number {
+    const { wasm, format } = this;
+    const { nLayers, nKvHeads, headDim } = this.shape;
+    const cold = wasm.alloc(this.slotBytes, "KV cache");
+    const nPages = nLayers * nKvHeads;
+    const status = wasm.call(
+      "kv_quantize_slot",
+      slot,
+      nPages,
+      headDim,
+      CODE_BITS[format],
+      CLIP[format],
+      cold,
+    );
+    if (status === 0) return cold + 1;
+    wasm.free(cold);
+    if (status < 0) throw internalError(`quantizing a page returned ${status}`);
+    const index = (status - 1) >> 1;
+    const what = status % 2 === 1 ? "keys" : "values";
+    throw notFinite(what, Math.floor(index / nKvHeads), index % nKvHeads, page);
+  }
+
+  thaw(slot: number): number {
+    const { wasm, format } = this;
+    const { nLayers, nKvHeads, headDim } = this.shape;
+    const hot = wasm.alloc(this.hotBytes, "KV cache");
+    const nPages = nLayers * nKvHeads;
+    const status = wasm.call("kv_dequantize_slot", slot - 1, nPages, headDim, CODE_BITS[format], hot);
+    if (status === 0) return hot;
+    wasm.free(hot);
+    throw internalError(`decoding a page returned ${status}`);
+  }
+}
+
+function notFinite(what: "keys" | "values", layer: number, kvHead: number, page: number): InlayError {
+  const first = page * PAGE_TOKENS;
+  return new InlayError(
+    "invalid-model",
+    `the ${what} of layer ${layer}, KV head ${kvHead} are not finite in page ${page} (tokens ${first} to ` +
+      `${first + PAGE_TOKENS - 1}): the model's weights or activations overflow; try another file of the model`,
+    { what, layer, kvHead, page },
+  );
+}
+
+/** The C enum PageFormat. */
+const FORMAT_CODES = { f32: 0, f16: 1, q8: 2, q4: 3, q2: 4 } as const;
 
 /** Bytes of the C struct AttendCall (wasm/kernels/attention.h): 19 fields of 32 bits. */
 const CALL_FIELDS = 19;
@@ -120,12 +188,12 @@ export class WasmAttention implements AttentionOps {
   /** The fields that do not depend on a selection; the others are left as they are. */
   #writeCall(call: UnselectedCall): Uint32Array {
     const { wasm } = this.ops;
-    const { nHeads, nKvHeads, headDim, format } = this.shape;
+    const { nHeads, nKvHeads, headDim, format, cold } = this.shape;
     const { qStart, qLen, blockSize } = call.blocks;
     const slots = this.#writeSlots(call.cache);
     const layerOffset = call.layer * nKvHeads * 2 * pageBytes(format, headDim);
     const fields = wasm.u32(this.#call, CALL_FIELDS);
-    fields.set([slots, layerOffset, format === "f32" ? 0 : 1, nKvHeads, headDim, wasmTensor(call.q).ptr]);
+    fields.set([slots, layerOffset, FORMAT_CODES[cold ?? format], nKvHeads, headDim, wasmTensor(call.q).ptr]);
     fields[11] = blockSize;
     fields.set([qStart, qLen, nHeads], 13);
     wasm.f32(this.#call, CALL_FIELDS).set([call.scale, call.softcap ?? 0], 16);
