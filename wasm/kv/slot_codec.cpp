@@ -9,8 +9,6 @@
 
 namespace {
 
-constexpr int kMaxHeadDim = 256;
-
 bool fits(int head_dim, int bits) {
   return head_dim >= 8 && head_dim <= kMaxHeadDim && head_dim % 8 == 0 && (bits == 8 || bits == 4 || bits == 2);
 }
