@@ -257,9 +257,10 @@ for (const variant of SINGLE_THREAD_VARIANTS)
     } satisfies Record<string, Partial<AttentionCase>>))
       test(what, async () => {
         const ops = new WasmOps(await instantiate(variant));
-        const c: AttentionCase = { ...BASE, name: what, ...changes };
+        const c: AttentionCase = { ...BASE, format: "f32", name: what, ...changes };
         const { actual, problem } = await runKernels((shape) => openWasm(ops, shape), c);
-        assert.ok(relativeError(actual, await referenceAttention(problem), c.headDim) <= 1e-5);
+        const error = relativeError(actual, await referenceAttention(problem), c.headDim);
+        assert.ok(error <= 1e-5, `relative error ${error}`);
       });
   });
 
