@@ -56,9 +56,9 @@ export class PageSelector {
     this.#features.appendBoundaryKeys(await this.ops.read(k));
   }
 
-  /** In debug builds, looks for NaN and infinity in what is about to be cached. */
+  /** In debug builds, looks for NaN and infinity in what is about to be cached, unless it would have to leave a GPU. */
   async checkRows(layer: number, k: Tensor, v: Tensor): Promise<void> {
-    if (!isDebug) return;
+    if (!isDebug || this.ops.device !== "wasm") return;
     const position = this.blocks.qStart;
     assertFiniteRows(layer, "keys", await this.ops.read(k), k.width, position);
     assertFiniteRows(layer, "values", await this.ops.read(v), v.width, position);
