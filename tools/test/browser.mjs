@@ -11,7 +11,7 @@ import { chromeLauncher, puppeteerCore } from "@web/test-runner-chrome";
 import { SESSION_STATUS, TestRunner } from "@web/test-runner-core";
 import { canInstall, freePort, ROOT } from "../setup/shell.mjs";
 import { fileLine, record, withoutNoise } from "./results.mjs";
-import { isolate, serveShared, typescriptPlugin, wgslPlugin } from "./server-plugins.mjs";
+import { isolate, jsonPlugin, serveShared, typescriptPlugin, wgslPlugin } from "./server-plugins.mjs";
 import { webkitLauncher } from "./webkit-launcher.mjs";
 
 const args = process.argv.slice(2);
@@ -166,7 +166,7 @@ const runner = new TestRunner({
   },
   testRunnerHtml: page,
   middleware: [...(isIsolated ? [isolate] : []), serveShared],
-  plugins: [typescriptPlugin, wgslPlugin, fromRollup(nodeResolve)({ browser: true })],
+  plugins: [typescriptPlugin, wgslPlugin, jsonPlugin, fromRollup(nodeResolve)({ browser: true })],
   reporters: [],
   logger,
 });
