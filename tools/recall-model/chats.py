@@ -14,7 +14,7 @@ QUESTION_SHARE = {128: 0.6, 256: 0.55, 512: 0.5, 1024: 0.4, 2048: 0.3, 4096: 0.2
 #: Tokens of one line of a document, about.
 FACT_TOKENS, FILLER_TOKENS = 13, 10.5
 
-WEIGHTS = {"lookup": 5, "queries": 2, "absent": 2, "list": 4, "hop": 3, "variable": 2, "count": 1}
+WEIGHTS = {"lookup": 6, "queries": 2, "absent": 2, "list": 3, "hop": 3, "variable": 1.5, "count": 1}
 
 
 def user_turn(text: str) -> str:
@@ -34,9 +34,12 @@ class Chats:
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text).ids
 
+    def world(self) -> World:
+        return World(self.rng, self.held_out)
+
     def sequence(self, length: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
         rng = self.rng
-        world = World(rng, self.held_out)
+        world = self.world()
         budget = length * min(0.85, QUESTION_SHARE[length] * rng.uniform(0.7, 1.3))
         asked, turns, used, n_facts = [], [], 0, 0
         while used < budget and used + n_facts * FACT_TOKENS < length * 0.9:

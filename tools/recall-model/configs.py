@@ -43,11 +43,24 @@ CONFIGS = {
     "cpu": Config(
         layers=4, d_model=256, heads=4, kv_heads=2, d_ffn=256, context=4096, batch_tokens=4096, processes=2,
         stages=(
-            Stage(1_000_000, (128, 256)),
-            Stage(3_000_000, (256, 512)),
-            Stage(5_000_000, (512, 256, 1024)),
-            Stage(7_000_000, (1024, 512, 2048)),
-            Stage(9_000_000, (4096, 1024, 2048)),
+            Stage(5_000_000, (256, 512, 256)),
+            Stage(6_500_000, (512, 1024, 256)),
+            Stage(8_000_000, (1024, 2048, 512)),
+            Stage(9_500_000, (4096, 1024, 2048)),
         ),
+    ),
+    "gpu": Config(
+        layers=6, d_model=320, heads=8, kv_heads=4, d_ffn=640, context=8192, batch_tokens=65_536,
+        stages=(
+            Stage(40_000_000, (256, 512)),
+            Stage(120_000_000, (512, 1024, 2048)),
+            Stage(250_000_000, (2048, 1024, 4096)),
+            Stage(400_000_000, (8192, 4096, 2048)),
+        ),
+    ),
+    "smoke": Config(
+        layers=3, d_model=128, heads=4, kv_heads=2, d_ffn=128, context=256, batch_tokens=2048, processes=2,
+        stages=(Stage(160_000, (128, 128, 256)),),
+        eval_seconds=3600,
     ),
 }  # fmt: skip

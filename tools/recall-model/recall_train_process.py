@@ -81,7 +81,7 @@ class Trainer:
         """Mean cross-entropy of answer tokens, plus a little of some of the text; and the part of answer tokens right."""
         targets, kind = ids[:, 1:], marks[:, 1:]
         weight = np.where(kind >= 2, 1.0, 0.0)
-        sampled = (kind == 1) & (self.chats_np.random(kind.shape) < 1 / 16)
+        sampled = (kind == 1) & (self.noise.random(kind.shape) < 1 / 16)
         weight[sampled] = self.config.text_weight
         rows, cols = np.nonzero(weight)
         tensor = lambda a, **kw: torch.as_tensor(a, device=self.device, **kw)  # noqa: E731
@@ -105,7 +105,7 @@ class Trainer:
 
     def train(self):
         config = self.config
-        self.chats_np = np.random.default_rng(self.rank + self.tokens)
+        self.noise = np.random.default_rng(self.rank + self.tokens)
         last_save = last_eval = time.monotonic()
         sums, logged = [], time.monotonic()
         while self.tokens < config.stages[-1].until:
@@ -141,14 +141,14 @@ class Trainer:
                 self.save()
                 last_save = time.monotonic()
             if time.monotonic() - last_eval > config.eval_seconds:
-                self.evaluate(max(length, 256))
+                self.evaluate(length, count=max(2, 8192 // length))
                 last_eval = time.monotonic()
         if self.rank == 0:
             self.save()
-            self.evaluate(config.context)
+            self.evaluate(config.context, count=8)
 
     @torch.no_grad()
-    def evaluate(self, length: int, count: int = 8):
+    def evaluate(self, length: int, count: int):
         scores = answers_right(self.model, self.tokenizer, length, count, self.device)
         self.log(step=self.step, held_out=length, scores={t: f"{r}/{n}" for t, (r, n) in scores.items()})
 
@@ -194,7 +194,8 @@ def main():
             for worker in workers:
                 worker.terminate()
     rank = int(os.environ.get("RECALL_RANK", 0))
-    torch.set_num_threads(config.threads)
+    if not torch.cuda.is_available():
+        torch.set_num_threads(config.threads)
     if world > 1:
         rendezvous = f"file://{args.out.resolve()}/rendezvous-{os.getppid()}"
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)

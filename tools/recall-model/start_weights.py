@@ -43,7 +43,7 @@ def set_start_weights(model: Llama) -> None:
         first.q.weight[rows, 0] = amplitude * turned
         first.o.weight[:, head * hd : (head + 1) * hd] = write[head]
 
-    total = SPREAD * (1 + 4) ** 0.5  # spread of the residual after layer 0
+    total = SPREAD * (1 + s.heads) ** 0.5  # spread of the residual after layer 0
     unread = total / (s.d_model * (SPREAD * hd**-0.5) ** 2)
     own = total / SPREAD
     steady = hd // 2  # features of pairs that turn slowly

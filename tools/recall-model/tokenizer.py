@@ -1,6 +1,6 @@
 """A byte-level BPE whose merges are chosen so that the language of the grammar has steady tokens.
 
-Every word of the grammar is one token, every name two (onset and ending), a number " 4719" is " 471" and "9". The merges
+Every word of the grammar is one token, every name two (onset and ending), a number " 4719" is " 47" and "19". The merges
 are learned, as BPE does, from the counts of these units; nothing else is merged, so any other text comes out in bytes and
 short pieces. Pre-tokenizer: GPT-2's, `gpt-2` in GGUF.
 """
@@ -48,10 +48,10 @@ def _units() -> Counter:
 
 def _prefix_merges() -> list[tuple[str, str]]:
     """Numbers and onsets of names grow letter by letter from the space on, so that nothing else can cut into them."""
-    numbers = [f"{n:03}" for n in range(1000)]
+    pairs = [f"{n:02}" for n in range(100)]
     onsets = [onset for kind in ("places", "people") for onset in GRAMMAR[kind]["onsets"]]
-    merges = [("Ġ" + text[:i], text[i]) for text in numbers + onsets for i in range(len(text))]
-    return sorted(dict.fromkeys(merges), key=lambda pair: len(pair[0]))
+    merges = [("Ġ" + text[:i], text[i]) for text in pairs + onsets for i in range(len(text))]
+    return sorted(dict.fromkeys(merges), key=lambda pair: len(pair[0])) + [(a, b) for a, b in pairs]
 
 
 def _apply(merge: tuple[str, str], symbols: list[str]) -> None:
