@@ -11,6 +11,8 @@ from tokenizer import PAD
 #: Part of a sequence that is questions and answers.
 QUESTION_SHARE = {128: 0.6, 256: 0.55, 512: 0.5, 1024: 0.4, 2048: 0.3, 4096: 0.25, 8192: 0.2}
 
+SYSTEM_SHARE = 0.3
+
 #: Tokens of one line of a document, about.
 FACT_TOKENS, FILLER_TOKENS = 13, 10.5
 
@@ -37,6 +39,12 @@ class Chats:
     def world(self) -> World:
         return World(self.rng, self.held_out)
 
+    def first_turn(self, document: str, question: str) -> str:
+        """The document comes with the first question, or at times as instructions before it, as a pinned prompt does."""
+        if self.rng.random() < SYSTEM_SHARE:
+            return f"<|im_start|>system\n{document}<|im_end|>\n" + user_turn(question)
+        return user_turn(f"{document}\n\n{question}")
+
     def sequence(self, length: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
         rng = self.rng
         world = self.world()
@@ -56,7 +64,7 @@ class Chats:
         rng.shuffle(units)
         n_filler = int(max(0.0, room - n_more * FACT_TOKENS) / FILLER_TOKENS)
         document = render(rng, interleave(rng, units), n_filler)
-        ids = self.encode(user_turn(document + "\n\n" + asked[0].question))
+        ids = self.encode(self.first_turn(document, asked[0].question))
         marks = [1] * len(ids)
         tasks = []
         newline = self.encode("\n")
