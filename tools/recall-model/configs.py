@@ -26,14 +26,14 @@ class Config:
     matrix_lr: float = 0.02
     other_lr: float = 3e-3
     warmup_steps: int = 20
-    decay_share: float = 0.25
+    decay_share: float = 0.3
     text_weight: float = 0.2
     seed: int = 20261121
     processes: int = 1
     threads: int = 1
     log_steps: int = 10
     save_seconds: int = 120
-    eval_seconds: int = 240
+    eval_seconds: int = 600
 
     def shape(self, vocab: int) -> Shape:
         return Shape(vocab, self.layers, self.d_model, self.heads, self.kv_heads, self.d_ffn, self.context)
@@ -43,10 +43,9 @@ CONFIGS = {
     "cpu": Config(
         layers=4, d_model=256, heads=4, kv_heads=2, d_ffn=256, context=4096, batch_tokens=4096, processes=2,
         stages=(
-            Stage(5_000_000, (256, 512, 256)),
-            Stage(6_500_000, (512, 1024, 256)),
-            Stage(8_000_000, (1024, 2048, 512)),
-            Stage(9_500_000, (4096, 1024, 2048)),
+            Stage(4_000_000, (256, 512, 256, 1024)),
+            Stage(4_900_000, (512, 1024, 256)),
+            Stage(5_600_000, (1024, 2048, 512)),
         ),
     ),
     "gpu": Config(
