@@ -95,7 +95,7 @@ describe("the chat example by keyboard", { skip }, () => {
       await page.keyboard.press("Enter");
       assert.equal(await textOf(page, "#error"), "");
 
-      if (isWide) assert.match(await textOf(page, "#fact-list"), /\d+ of \d+ tokens/);
+      if (isWide) assert.match(await textOf(page, "#fact-list"), /[\d,]+ of [\d,]+ tokens/);
       assert.deepEqual(complaints, []);
       await page.close();
     });
