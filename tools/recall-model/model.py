@@ -16,7 +16,7 @@ class Shape:
     kv_heads: int
     d_ffn: int
     context: int
-    rope_base: float = 10_000_000.0
+    rope_base: float = 1e12
     eps: float = 1e-5
     head_dim: int = 64
 
