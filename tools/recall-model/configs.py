@@ -26,7 +26,7 @@ class Config:
     matrix_lr: float = 0.01
     other_lr: float = 1e-3
     warmup_steps: int = 20
-    decay_share: float = 0.4
+    decay_share: float = 0.35
     text_weight: float = 0.2
     seed: int = 20261121
     processes: int = 1
@@ -44,8 +44,8 @@ CONFIGS = {
         layers=4, d_model=256, heads=4, kv_heads=2, d_ffn=256, context=4096, batch_tokens=4096, processes=2,
         stages=(
             Stage(700_000, (256, 512, 256, 1024)),
-            Stage(1_150_000, (512, 1024, 256, 2048)),
-            Stage(1_550_000, (1024, 2048, 512, 4096)),
+            Stage(1_100_000, (512, 1024, 256, 2048)),
+            Stage(1_600_000, (1024, 2048, 512, 4096)),
         ),
     ),
     "gpu": Config(
