@@ -3,7 +3,7 @@
 
 import { nodeResolve } from "@rollup/plugin-node-resolve";
 import terser from "@rollup/plugin-terser";
-import { transpile } from "./tools/build-ts.mjs";
+import { jsonModule, transpile } from "./tools/build-ts.mjs";
 import { stripWgsl, textModule } from "./tools/build-wgsl.mjs";
 
 const BROWSER = {
@@ -35,8 +35,13 @@ const wgsl = {
     id.endsWith(".wgsl") ? { code: textModule(stripWgsl(source)), map: null } : null,
 };
 
+const json = {
+  name: "json",
+  transform: (source, id) => (id.endsWith(".json") ? { code: jsonModule(source), map: null } : null),
+};
+
 const shared = {
-  plugins: [typescript, wgsl],
+  plugins: [typescript, wgsl, json],
   // A cycle or an unresolved import is a mistake in the sources.
   onwarn(warning) {
     throw new Error(warning.message);

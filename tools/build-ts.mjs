@@ -32,3 +32,8 @@ export function transpile(source, fileName, { inlineMap = false } = {}) {
   if (diagnostics.length > 0) throw new SyntaxError(ts.formatDiagnostics(diagnostics, FORMAT));
   return { code: outputText, map: sourceMapText };
 }
+
+/** JSON as a module, as `resolveJsonModule` promises it. */
+export function jsonModule(source) {
+  return `export default ${JSON.stringify(JSON.parse(source))};`;
+}

@@ -9,6 +9,7 @@ import { ensureBrowsers } from "./setup/browsers.mjs";
 import { withLock } from "./setup/lock.mjs";
 import { ensureNodeModules } from "./setup/npm.mjs";
 import { ROOT, run, SetupError } from "./setup/shell.mjs";
+import { recipeTests } from "./test/recipe.mjs";
 import { absentBrowsers, browserTests, TestRun, unitTests } from "./test/stages.mjs";
 
 const packages = () => withLock(path.join(ROOT, "build/npm.lock"), ensureNodeModules);
@@ -19,7 +20,7 @@ async function test(suites, words = []) {
   let browsers;
   const isReady = await testRun.stage("set-up", async () => {
     await packages();
-    browsers = await ensureBrowsers();
+    if (suites.some((suite) => suite !== "recipe")) browsers = await ensureBrowsers();
   });
   if (isReady) {
     // When the build fails, that counts, and the tests still say what they can.
@@ -34,6 +35,7 @@ async function test(suites, words = []) {
       await testRun.stage("browsers, isolated pages", () => browserTests(browsers, true, filters));
       testRun.results.push(...absentBrowsers(browsers));
     }
+    if (suites.includes("recipe")) await testRun.stage("recipe of the recall model", recipeTests);
   }
   process.exitCode = testRun.finish();
 }
@@ -49,7 +51,9 @@ const VERBS = {
     await build();
     script("tools/demo.mjs", args);
   },
-  test: () => test(["check", "unit", "browser"]),
+  /** "recipe" as a word adds the test that needs Python. */
+  test: (words) => test(["check", "unit", "browser", ...words.filter((word) => word === "recipe")]),
+  "test:recipe": () => test(["recipe"]),
   /** Words: parts of the paths of the files to run. */
   "test:unit": (words) => test(["unit"], words),
   /** Words: the same, and names of the browsers to run them in. */

@@ -7,7 +7,7 @@ import { bytesText, figuresText } from "./format.ts";
 import { addTurn } from "./log.ts";
 import { choiceFromAddress, choiceFromFiles, type ModelChoice } from "./model-source.ts";
 import { findSample } from "./sample.ts";
-import { loadOptions, samplingFields, systemPrompt } from "./settings.ts";
+import { askAbout, loadOptions, samplingFields, systemPrompt } from "./settings.ts";
 import { type Figures, startTalk, type Talk } from "./talk.ts";
 import * as view from "./view.ts";
 
@@ -196,5 +196,8 @@ if (sample) {
   element("sample", HTMLDivElement).hidden = false;
   element("sample-about", HTMLParagraphElement).textContent =
     `${sample.label}, ${bytesText(sample.byteLength)}. ${sample.about}`;
-  onClick("take-sample", () => load(sample, sample.opening));
+  onClick("take-sample", () => {
+    askAbout(sample.document);
+    return load(sample, sample.opening);
+  });
 }

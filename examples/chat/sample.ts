@@ -5,7 +5,9 @@ import type { ModelChoice } from "./model-source.ts";
 export interface Sample extends ModelChoice {
   /** An honest word about the model. */
   readonly about: string;
-  /** A text that it can continue. */
+  /** A text that it can answer questions about. */
+  readonly document: string;
+  /** A question about it. */
   readonly opening: string;
   readonly byteLength: number;
 }
@@ -14,6 +16,7 @@ export interface Sample extends ModelChoice {
 interface SampleFile {
   readonly name: string;
   readonly about: string;
+  readonly document: string;
   readonly opening: string;
   readonly byteLength: number;
   /** Relative to this description. */

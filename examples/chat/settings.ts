@@ -23,6 +23,12 @@ export function systemPrompt(): string {
   return system.value.trim();
 }
 
+/** Settings under which the sample model answers questions about a text: the text as instructions, no chance. */
+export function askAbout(text: string): void {
+  system.value = text;
+  temperature.value = "0";
+}
+
 export function loadOptions(): LoadOptions {
   return {
     device: device.value as DeviceOption,

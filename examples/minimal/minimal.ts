@@ -1,7 +1,16 @@
 import { loadModel } from "inlay";
 
-const output = document.querySelector("output")!;
+const { document: text, opening } = await (await fetch("/sample/sample.json")).json();
+document.querySelector("#question")!.textContent = opening;
 const model = await loadModel("/sample/model.gguf");
-for await (const event of model.complete({ prompt: output.value, max_tokens: 100 }))
-  if (event.kind === "text") output.append(event.text);
+const stream = await model.chat.completions.create({
+  messages: [
+    { role: "system", content: text },
+    { role: "user", content: opening },
+  ],
+  temperature: 0,
+  stream: true,
+});
+const output = document.querySelector("output")!;
+for await (const { choices } of stream) output.append(choices[0]?.delta.content ?? "");
 await model.dispose();

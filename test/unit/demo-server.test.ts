@@ -17,7 +17,7 @@ before(async () => {
   folder = mkdtempSync(join(tmpdir(), "inlay-demo-"));
   const path = join(folder, "a.gguf");
   writeFileSync(path, MODEL);
-  server = await startServer({ path, name: "a", about: "b", opening: "c" }, 18_080);
+  server = await startServer({ path, name: "a", about: "b", document: "d", opening: "c" }, 18_080);
 });
 
 after(async () => {
@@ -158,7 +158,7 @@ test("a range past the end is refused with the size", async () => {
 test("takes the next port when one is taken", async () => {
   const { port } = new URL(server.url);
   const path = join(folder, "a.gguf");
-  const other = await startServer({ path, name: "", about: "", opening: "" }, Number(port));
+  const other = await startServer({ path, name: "", about: "", document: "", opening: "" }, Number(port));
   assert.ok(Number(new URL(other.url).port) > Number(port));
   await other.close();
 });

@@ -5,6 +5,8 @@ export interface Sample {
   path: string;
   name: string;
   about: string;
+  /** A text for it to read; may be empty. */
+  document: string;
   opening: string;
 }
 

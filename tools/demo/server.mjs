@@ -2,7 +2,7 @@
 //
 //   /examples/…          examples/; TypeScript is served as JavaScript, `from "inlay"` finds the built bundle
 //   /dist/…              dist/
-//   /sample/sample.json  { name, about, opening, file, byteLength }
+//   /sample/sample.json  { name, about, document, opening, file, byteLength }
 //   /sample/model.gguf   the sample model, ranges included
 //
 // Pages are cross-origin isolated, so that the engine may use threads, and have the strict content security policy
@@ -146,9 +146,9 @@ async function answer(request, response, sample) {
     throw new Refusal(405, "Only GET and HEAD are answered.", { Allow: "GET, HEAD" });
   const [pathname] = request.url.split("?");
   if (pathname === "/sample/sample.json") {
-    const { name, about, opening } = sample;
+    const { name, about, document, opening } = sample;
     const byteLength = fs.statSync(sample.path).size;
-    const json = JSON.stringify({ name, about, opening, file: "model.gguf", byteLength });
+    const json = JSON.stringify({ name, about, document, opening, file: "model.gguf", byteLength });
     return sendText(request, response, 200, { "Content-Type": MIME_TYPES[".json"] }, json);
   }
   const file = findFile(pathname, sample);

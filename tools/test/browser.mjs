@@ -12,7 +12,7 @@ import { SESSION_STATUS, TestRunner } from "@web/test-runner-core";
 import { canInstall, freePort, ROOT } from "../setup/shell.mjs";
 import { CHROMIUM_FLAGS } from "./chromium-flags.mjs";
 import { fileLine, record, withoutNoise } from "./results.mjs";
-import { isolate, serveShared, typescriptPlugin, wgslPlugin } from "./server-plugins.mjs";
+import { isolate, jsonPlugin, serveShared, typescriptPlugin, wgslPlugin } from "./server-plugins.mjs";
 import { webkitLauncher } from "./webkit-launcher.mjs";
 
 const args = process.argv.slice(2);
@@ -153,7 +153,7 @@ const runner = new TestRunner({
   },
   testRunnerHtml: page,
   middleware: [...(isIsolated ? [isolate] : []), serveShared],
-  plugins: [typescriptPlugin, wgslPlugin, fromRollup(nodeResolve)({ browser: true })],
+  plugins: [typescriptPlugin, wgslPlugin, jsonPlugin, fromRollup(nodeResolve)({ browser: true })],
   reporters: [],
   logger,
 });

@@ -2,7 +2,7 @@
 
 import fs from "node:fs";
 import path from "node:path";
-import { transpile } from "../build-ts.mjs";
+import { jsonModule, transpile } from "../build-ts.mjs";
 import { textModule } from "../build-wgsl.mjs";
 import { ROOT } from "../setup/shell.mjs";
 
@@ -27,6 +27,16 @@ export const wgslPlugin = {
   resolveMimeType: ({ path: file }) => (file.endsWith(".wgsl") ? "js" : undefined),
   transform({ path: file, body }) {
     if (file.endsWith(".wgsl")) return textModule(body);
+  },
+};
+
+/** Serves the JSON of the sources as modules; other JSON stays data. */
+const isSourceJson = (file) => file.startsWith("/src/") && file.endsWith(".json");
+export const jsonPlugin = {
+  name: "json",
+  resolveMimeType: ({ path: file }) => (isSourceJson(file) ? "js" : undefined),
+  transform({ path: file, body }) {
+    if (isSourceJson(file)) return jsonModule(body);
   },
 };
 

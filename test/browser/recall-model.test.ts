@@ -1,0 +1,106 @@
+// The model that this project ships, in a page: Inlay's greedy answers are, token by token, those of llama.cpp as wllama
+// has it, with the same file, but for ties.
+
+import { assert } from "chai";
+import { loadModel, type Model } from "/dist/inlay.js";
+import { needlePrompt } from "../../src/eval/needle.ts";
+import { makeNeedleCase, NEEDLE_TASKS, type NeedleTask } from "../../src/eval/needle-cases.ts";
+import { browser, skip } from "./harness/index.ts";
+
+const MODEL = "/models/recall/inlay-recall-q8_0.gguf";
+const N_QUESTIONS = 50;
+const LENGTH = 512;
+const MAX_TOKENS = 48;
+
+/**
+ * Both programs round activations to eight bits, but not at the same places: where two tokens are this close (difference of
+ * log-probabilities), either is right, and what follows is another answer.
+ */
+const TIE = 0.15;
+
+/** What is used here of wllama 2 (npm @wllama/wllama@2.3.1), the last one that tells the ids. */
+interface Wllama {
+  loadModel(files: Blob[], config: { n_ctx: number; n_threads: number }): Promise<void>;
+  createCompletion(
+    prompt: string,
+    options: { nPredict: number; sampling: { temp: number }; onNewToken(token: number): void },
+  ): Promise<string>;
+  isTokenEOG(token: number): boolean;
+  exit(): Promise<void>;
+}
+
+interface WllamaModule {
+  Wllama: new (assets: Record<string, string>, config: { logger: object }) => Wllama;
+}
+
+const ignore = () => undefined;
+const SILENT = { debug: ignore, log: ignore, warn: ignore, error: console.error };
+
+const WLLAMA = "/node_modules/wllama-2/esm";
+
+async function loadWllama(file: Blob): Promise<Wllama> {
+  const url = `${WLLAMA}/index.js`;
+  const { Wllama } = (await import(url)) as WllamaModule;
+  const assets = { "single-thread/wllama.wasm": `${WLLAMA}/single-thread/wllama.wasm` };
+  const wllama = new Wllama(assets, { logger: SILENT });
+  await wllama.loadModel([file], { n_ctx: 1024, n_threads: 1 });
+  return wllama;
+}
+
+async function answerOfWllama(wllama: Wllama, prompt: string): Promise<number[]> {
+  const ids: number[] = [];
+  const onNewToken = (token: number) => void ids.push(token);
+  await wllama.createCompletion(prompt, { nPredict: MAX_TOKENS, sampling: { temp: 0 }, onNewToken });
+  return ids.filter((id) => !wllama.isTokenEOG(id));
+}
+
+/** The ids, and at each how much likelier it was than the second, as the difference of log-probabilities. */
+async function answerOfInlay(model: Model, prompt: string): Promise<{ ids: number[]; leads: number[] }> {
+  const ids: number[] = [];
+  const leads: number[] = [];
+  const request = { prompt, temperature: 0, max_tokens: MAX_TOKENS, logprobs: true, top_logprobs: 2 };
+  for await (const event of model.complete(request)) {
+    if (event.kind !== "text") continue;
+    ids.push(...event.tokenIds);
+    for (const { top } of event.logprobs ?? []) leads.push(top[0]!.logprob - top[1]!.logprob);
+  }
+  return { ids, leads };
+}
+
+function promptOf(i: number): string {
+  const tasks = Object.keys(NEEDLE_TASKS) as NeedleTask[];
+  const task = tasks[i % tasks.length]!;
+  const needle = makeNeedleCase({ task, length: LENGTH, depth: (i % 5) / 4, index: i, seed: 50 });
+  return `<|im_start|>user\n${needlePrompt(needle)}<|im_end|>\n<|im_start|>assistant\n`;
+}
+
+it(`${N_QUESTIONS} answers are those of llama.cpp`, async function () {
+  if (browser !== "chromium") skip(this, "one browser is enough to compare two programs");
+  this.timeout(180_000);
+  const response = await fetch(MODEL);
+  assert.isTrue(response.ok, `${MODEL} is not there`);
+  const file = await response.blob();
+  const wllama = await loadWllama(file);
+  const model = await loadModel(file, { device: "wasm" });
+  try {
+    const different: string[] = [];
+    let identical = 0;
+    for (let i = 0; i < N_QUESTIONS; i++) {
+      const prompt = promptOf(i);
+      const theirs = await answerOfWllama(wllama, prompt);
+      const { ids, leads } = await answerOfInlay(model, prompt);
+      assert.isAbove(theirs.length, 2);
+      const at = theirs.findIndex((id, j) => id !== ids[j]);
+      if (at < 0 && theirs.length === ids.length) identical++;
+      else if (at < 0 || !(leads[at]! < TIE))
+        different.push(
+          `${i}: ${await model.detokenize(theirs)} | ${await model.detokenize(ids)}, lead ${leads[at]}`,
+        );
+    }
+    console.log(`${identical} of ${N_QUESTIONS} answers identical, the others after a tie`);
+    assert.deepEqual(different, []);
+  } finally {
+    await model.dispose();
+    await wllama.exit();
+  }
+});
