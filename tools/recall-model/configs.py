@@ -1,16 +1,22 @@
 """What is trained on what: `cpu` on two cores, `gpu` on one GPU, `smoke` to see that the recipe works."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from chats import WEIGHTS
 from model import Shape
+
+#: What is asked until single facts are found.
+EASY = {"lookup": 8, "absent": 1}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Until so many tokens in all, batches take these lengths in turn."""
+    """Until so many tokens in all, batches take these lengths in turn. `weights`, `is_twice`: see Chats.set_tasks."""
 
     until: int
     lengths: tuple[int, ...]
+    weights: dict[str, float] = field(default_factory=lambda: WEIGHTS)
+    is_twice: bool = False
 
 
 @dataclass(frozen=True)
@@ -27,13 +33,14 @@ class Config:
     other_lr: float = 1e-3
     warmup_steps: int = 20
     decay_share: float = 0.35
-    text_weight: float = 0.2
+    text_weight: float = 0.1
+    copied_weight: float = 0.3
     seed: int = 20261121
     processes: int = 1
     threads: int = 1
     log_steps: int = 10
     save_seconds: int = 120
-    eval_seconds: int = 600
+    eval_seconds: int = 420
 
     def shape(self, vocab: int) -> Shape:
         return Shape(vocab, self.layers, self.d_model, self.heads, self.kv_heads, self.d_ffn, self.context)
@@ -41,11 +48,15 @@ class Config:
 
 CONFIGS = {
     "cpu": Config(
-        layers=4, d_model=256, heads=4, kv_heads=2, d_ffn=256, context=4096, batch_tokens=4096, processes=2,
+        layers=3, d_model=256, heads=4, kv_heads=2, d_ffn=192, context=4096, batch_tokens=4096, processes=2,
         stages=(
-            Stage(700_000, (256, 512, 256, 1024)),
-            Stage(1_100_000, (512, 1024, 256, 2048)),
-            Stage(1_600_000, (1024, 2048, 512, 4096)),
+            Stage(600_000, (128,), EASY, is_twice=True),
+            Stage(1_000_000, (128,), EASY),
+            Stage(1_600_000, (128, 256)),
+            Stage(3_000_000, (256, 512)),
+            Stage(5_000_000, (512, 256, 1024)),
+            Stage(7_000_000, (1024, 512, 2048)),
+            Stage(9_000_000, (1024, 2048, 512, 4096)),
         ),
     ),
     "gpu": Config(

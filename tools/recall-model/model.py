@@ -6,6 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+#: Of the first weights, see Llama.reset.
+EMBED_STD = 0.05
+QK_GAIN, QK_ALIKE = 0.7, 0.8
+OUTPUT_GAIN = 0.5
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -36,8 +41,8 @@ class Layer(nn.Module):
         self.up = nn.Linear(s.d_model, s.d_ffn, bias=False)
         self.down = nn.Linear(s.d_ffn, s.d_model, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x: (batch, n, d_model); cos, sin: (n, head_dim / 2)."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, at: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x: (batch, n, d_model); cos, sin: (n, head_dim / 2). With `at`, only these (row, position) pairs come out."""
         s, (b, n, _) = self.s, x.shape
         h = F.rms_norm(x, (s.d_model,), self.attn_norm, s.eps)
         q = rotate(self.q(h).view(b, n, s.heads, s.head_dim), cos, sin)
@@ -46,7 +51,10 @@ class Layer(nn.Module):
         group = s.heads // s.kv_heads
         k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
         a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.o(a.transpose(1, 2).reshape(b, n, -1))
+        a = a.transpose(1, 2).reshape(b, n, -1)
+        if at is not None:
+            x, a = x[at], a[at]
+        x = x + self.o(a)
         h = F.rms_norm(x, (s.d_model,), self.ffn_norm, s.eps)
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
 
@@ -58,28 +66,52 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
 
 
+def random_projection(rows: int, cols: int) -> Tensor:
+    """(rows, cols) with orthonormal rows."""
+    return torch.linalg.qr(torch.randn(cols, rows)).Q.T
+
+
 class Llama(nn.Module):
     def __init__(self, s: Shape):
         super().__init__()
         self.s = s
-        self.embed = nn.Parameter(torch.randn(s.vocab, s.d_model) * 0.05)
+        self.embed = nn.Parameter(torch.empty(s.vocab, s.d_model))
         self.layers = nn.ModuleList(Layer(s) for _ in range(s.layers))
         self.norm = nn.Parameter(torch.ones(s.d_model))
         frequencies = s.rope_base ** (-torch.arange(0, s.head_dim, 2).double() / s.head_dim)
         angles = torch.arange(s.context).double()[:, None] * frequencies
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
-        for name, weight in self.named_parameters():
-            if weight.dim() == 2 and name != "embed":
-                nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
-            if name.endswith(("o.weight", "down.weight")):
-                nn.init.zeros_(weight)
+        self.reset()
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """ids: (batch, n) → final normed states (batch, n, d_model)."""
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Random weights. Two biases make attention useful sooner, neither of which knows the task:
+
+        Queries and keys of a head start as nearly the same projection, so that tokens attend to tokens like themselves
+        (mimetic initialization, Trockman and Kolter 2023, arXiv:2305.09828); and all embeddings share a random offset, which RoPE
+        turns into a preference for what is near.
+        """
+        s, hd = self.s, self.s.head_dim
+        self.embed.normal_(std=EMBED_STD).add_(torch.randn(s.d_model) * EMBED_STD)
+        for layer in self.layers:
+            for weight in (layer.v.weight, layer.gate.weight, layer.up.weight):
+                weight.normal_(std=weight.shape[1] ** -0.5)
+            for weight in (layer.o.weight, layer.down.weight):
+                weight.normal_(std=OUTPUT_GAIN * (2 * s.layers * weight.shape[1]) ** -0.5)
+            for head in range(s.heads):
+                kv = head * s.kv_heads // s.heads
+                key = layer.k.weight[kv * hd : (kv + 1) * hd]
+                if head % (s.heads // s.kv_heads) == 0:
+                    key.copy_(random_projection(hd, s.d_model) * QK_GAIN)
+                noise = random_projection(hd, s.d_model) * QK_GAIN
+                layer.q.weight[head * hd : (head + 1) * hd] = QK_ALIKE * key + (1 - QK_ALIKE) * noise
+
+    def hidden(self, ids: Tensor, at: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """ids: (batch, n) → final normed states (batch, n, d_model), or those `at` (row, position): (count, d_model)."""
         x, n = self.embed[ids], ids.shape[1]
         for layer in self.layers:
-            x = layer(x, self.cos[:n], self.sin[:n])
+            x = layer(x, self.cos[:n], self.sin[:n], at if layer is self.layers[-1] else None)
         return F.rms_norm(x, (self.s.d_model,), self.norm, self.s.eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
