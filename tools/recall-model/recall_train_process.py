@@ -7,6 +7,7 @@ on shared cores that loses less to waiting than one process with threads does.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -74,9 +75,10 @@ class Trainer:
                 group["lr"] = lr * factor
 
     def loss(self, ids: np.ndarray, marks: np.ndarray, found: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean cross-entropy of answers, plus a little of some of the text; and the part of found tokens that are right.
+        """Weighted mean cross-entropy, and the part of found tokens that are right.
 
-        Tokens that must be found in the text count fully, those copied from the question `copied_weight`.
+        Tokens that must be found in the text count fully, the other tokens of answers `copied_weight`, and one in 16 of
+        the text `text_weight`.
         """
         targets, kind, is_found = ids[:, 1:], marks[:, 1:], found[:, 1:]
         weight = np.where(is_found, 1.0, np.where(kind >= 2, self.config.copied_weight, 0.0))
@@ -88,7 +90,7 @@ class Trainer:
         target, weights = tensor(targets[rows, cols]), tensor(weight[rows, cols], dtype=torch.float32)
         each = F.cross_entropy(logits, target, reduction="none")
         right = (logits.argmax(-1) == target)[tensor(is_found[rows, cols])].float().mean()
-        return (each * weights).sum() / float(weight[kind >= 2].sum()), right
+        return (each * weights).sum() / weights.sum(), right
 
     def average_gradients(self):
         if self.world == 1:
@@ -183,6 +185,7 @@ def main():
     world = 1 if torch.cuda.is_available() else config.processes
     if world > 1 and "RECALL_RANK" not in os.environ:
         load_tokenizer(args.out)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as an exception, so that the workers end too
         workers = [
             subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, "RECALL_RANK": str(rank)})
             for rank in range(world)
