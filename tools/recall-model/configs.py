@@ -40,7 +40,7 @@ class Config:
     threads: int = 1
     log_steps: int = 10
     save_seconds: int = 60
-    eval_seconds: int = 420
+    eval_seconds: int = 900
 
     def shape(self, vocab: int) -> Shape:
         return Shape(vocab, self.layers, self.d_model, self.heads, self.kv_heads, self.d_ffn, self.context)
@@ -48,21 +48,17 @@ class Config:
 
 CONFIGS = {
     "cpu": Config(
-        layers=3, d_model=256, heads=4, kv_heads=2, d_ffn=192, context=4096, batch_tokens=2048, processes=2,
+        layers=4, d_model=256, heads=4, kv_heads=2, d_ffn=192, context=4096, batch_tokens=4096, processes=2,
         stages=(
-            Stage(600_000, (128,), EASY, is_twice=True),
-            Stage(1_000_000, (128,), EASY),
-            Stage(3_000_000, (256, 128)),
-            Stage(5_000_000, (512, 256)),
-            Stage(6_500_000, (1024, 512, 256)),
-            Stage(8_000_000, (1024, 2048, 512)),
-            Stage(9_000_000, (2048, 1024, 4096)),
+            Stage(700_000, (256, 128, 512)),
+            Stage(1_200_000, (512, 256, 1024)),
+            Stage(1_700_000, (1024, 512, 2048)),
+            Stage(2_200_000, (2048, 1024, 4096, 512)),
         ),
     ),
     "gpu": Config(
         layers=6, d_model=320, heads=8, kv_heads=4, d_ffn=640, context=8192, batch_tokens=65_536,
         stages=(
-            Stage(4_000_000, (128,), EASY, is_twice=True),
             Stage(10_000_000, (128, 256)),
             Stage(40_000_000, (256, 512)),
             Stage(120_000_000, (512, 1024, 2048)),
@@ -72,7 +68,7 @@ CONFIGS = {
     ),
     "smoke": Config(
         layers=3, d_model=128, heads=4, kv_heads=2, d_ffn=128, context=256, batch_tokens=2048, processes=2,
-        stages=(Stage(80_000, (128,), EASY, is_twice=True), Stage(160_000, (128, 256))),
-        eval_seconds=3600,
+        stages=(Stage(160_000, (128, 128, 256)),),
+        log_steps=5, eval_seconds=3600,
     ),
 }  # fmt: skip

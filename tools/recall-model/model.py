@@ -6,11 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Of the first weights, see Llama.reset.
-EMBED_STD = 0.05
-QK_GAIN, QK_ALIKE = 0.7, 0.8
-OUTPUT_GAIN = 0.5
-
 
 @dataclass(frozen=True)
 class Shape:
@@ -66,46 +61,22 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
 
 
-def random_projection(rows: int, cols: int) -> Tensor:
-    """(rows, cols) with orthonormal rows."""
-    return torch.linalg.qr(torch.randn(cols, rows)).Q.T
-
-
 class Llama(nn.Module):
     def __init__(self, s: Shape):
         super().__init__()
         self.s = s
-        self.embed = nn.Parameter(torch.empty(s.vocab, s.d_model))
+        self.embed = nn.Parameter(torch.randn(s.vocab, s.d_model) * 0.05)
         self.layers = nn.ModuleList(Layer(s) for _ in range(s.layers))
         self.norm = nn.Parameter(torch.ones(s.d_model))
         frequencies = s.rope_base ** (-torch.arange(0, s.head_dim, 2).double() / s.head_dim)
         angles = torch.arange(s.context).double()[:, None] * frequencies
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
-        self.reset()
-
-    @torch.no_grad()
-    def reset(self) -> None:
-        """Random weights. Two biases make attention useful sooner, neither of which knows the task:
-
-        Queries and keys of a head start as nearly the same projection, so that tokens attend to tokens like themselves
-        (mimetic initialization, Trockman and Kolter 2023, arXiv:2305.09828); and all embeddings share a random offset, which RoPE
-        turns into a preference for what is near.
-        """
-        s, hd = self.s, self.s.head_dim
-        self.embed.normal_(std=EMBED_STD).add_(torch.randn(s.d_model) * EMBED_STD)
-        for layer in self.layers:
-            for weight in (layer.v.weight, layer.gate.weight, layer.up.weight):
-                weight.normal_(std=weight.shape[1] ** -0.5)
-            for weight in (layer.o.weight, layer.down.weight):
-                weight.normal_(std=OUTPUT_GAIN * (2 * s.layers * weight.shape[1]) ** -0.5)
-            for head in range(s.heads):
-                kv = head * s.kv_heads // s.heads
-                key = layer.k.weight[kv * hd : (kv + 1) * hd]
-                if head % (s.heads // s.kv_heads) == 0:
-                    key.copy_(random_projection(hd, s.d_model) * QK_GAIN)
-                noise = random_projection(hd, s.d_model) * QK_GAIN
-                layer.q.weight[head * hd : (head + 1) * hd] = QK_ALIKE * key + (1 - QK_ALIKE) * noise
+        for name, weight in self.named_parameters():
+            if weight.dim() == 2 and name != "embed":
+                nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+            if name.endswith(("o.weight", "down.weight")):
+                nn.init.zeros_(weight)
 
     def hidden(self, ids: Tensor, at: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """ids: (batch, n) → final normed states (batch, n, d_model), or those `at` (row, position): (count, d_model)."""

@@ -22,6 +22,7 @@ from chats import WEIGHTS, Chats
 from configs import CONFIGS, Config, Stage
 from model import Llama
 from optimizer import Muon
+from start_weights import set_start_weights
 from tokenizer import load_tokenizer
 
 EVALUATION_SEED = 1_000_003
@@ -34,6 +35,7 @@ class Trainer:
         self.tokenizer = load_tokenizer(out)
         torch.manual_seed(config.seed)
         self.model = Llama(config.shape(self.tokenizer.get_vocab_size()))
+        set_start_weights(self.model)
         self.model.to(self.device)
         named = list(self.model.named_parameters())
         matrices = [p for name, p in named if p.dim() == 2 and name != "embed"]
