@@ -10,7 +10,7 @@ import grammar from "./recall-grammar.json";
 export const NEEDLE_TASKS = {
   single: "one fact in a text without others",
   "multi-key": "one fact among many of its kind",
-  "multi-value": "two or three numbered values of one key",
+  "multi-value": "two or three values of one key, in the text's order",
   "multi-query": "two facts in one question",
   "two-hop": "the attribute of an attribute",
   variable: "a number that two or three variables hand on",

@@ -124,17 +124,14 @@ export class World {
     return this.#unit({ question: tasks.lookup.question, answer: tasks.absent.answer }, [], values);
   }
 
-  /** Several values of one key, which the text numbers: the first, the second, the third. */
+  /** Several values of one key, to be named in the text's order. */
   list(count: number): Unit {
     const { one, many, of, value: kind } = this.chooser.of(LISTS);
     const key = this.#key(of, one);
-    const rows = tasks.list.ordinals
-      .slice(0, count)
-      .map((ordinal) => ({ one, key, ordinal, value: this.#fresh(kind) }));
-    const facts = this.chooser.shuffled(rows.map((row) => fill(tasks.list.fact, row)));
-    const answer = rows.map((row) => fill(tasks.list.answer, row)).join(" ");
-    const values = { count: tasks.count.numerals[count]!, many, key };
-    return { facts, question: fill(this.chooser.of(tasks.list.question), values), answer };
+    const found = Array.from({ length: count }, () => this.#fresh(kind));
+    const facts = found.map((value) => fill(tasks.list.fact, { one, key, value }));
+    const values = found.slice(0, -1).join(tasks.list.comma) + tasks.list.and + found.at(-1);
+    return this.#unit(tasks.list, facts, { many, key, values });
   }
 
   /** The attribute of an attribute. */

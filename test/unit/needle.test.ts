@@ -53,7 +53,7 @@ describe("cases", () => {
 
   test("of several facts have all of them", () => {
     for (let index = 0; index < 10; index++) {
-      for (const task of ["multi-value", "multi-query", "two-hop", "variable"] as const) {
+      for (const task of ["multi-query", "two-hop", "variable"] as const) {
         const { document, answer } = make(task, 0.3, index);
         const facts = answer.slice(0, -1).split(". ");
         assert.ok(facts.length >= 2);
@@ -62,18 +62,14 @@ describe("cases", () => {
     }
   });
 
-  test("ask for all values of a key", () => {
+  test("list the values in the text's order", () => {
     for (let index = 0; index < 10; index++) {
-      const { document, question, answer } = make("multi-value", 0.2, index);
-      const [, numeral, many, key] = /^\w+ the (\w+) (\w+) of (\w+)\.$/.exec(question)!;
+      const { document, answer } = make("multi-value", 0.2, index);
+      const [, many, key, values] = /^The (\w+) of (\w+) are (.+)\.$/.exec(answer)!;
       const { one } = grammar.lists.find((list) => list.many === many)!;
-      const facts = document.match(new RegExp(`the \\w+ ${one} of ${key} is \\w+`, "gi"))!;
-      assert.equal(grammar.tasks.count.numerals[facts.length], numeral);
-      const ordered = ["first", "second", "third"].slice(0, facts.length).map((ordinal) => {
-        const fact = facts.find((text) => text.toLowerCase().startsWith(`the ${ordinal} `))!;
-        return `T${fact.slice(1)}.`;
-      });
-      assert.equal(answer, ordered.join(" "));
+      const pattern = new RegExp(`one ${one} of ${key} is (\\w+)`, "gi");
+      const found = [...document.matchAll(pattern)].map(([, value]) => value);
+      assert.deepEqual(found, values!.split(/, | and /));
     }
   });
 

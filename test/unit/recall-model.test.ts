@@ -27,7 +27,7 @@ test("the card has the size and SHA-256 of every file, each under 10 MB", () => 
 
 test("it answers the demo's question about the demo's document", async () => {
   const { path, document, opening } = sampleModel();
-  assert.match(document, /the gate of Farwick is 3448/);
+  assert.match(document, /the home of Permar is Tarbrook/i);
   const model = await loadModel(path, { device: "wasm" });
   try {
     const { choices, usage } = await model.chat.completions.create({
@@ -38,8 +38,8 @@ test("it answers the demo's question about the demo's document", async () => {
       temperature: 0,
       max_tokens: 48,
     });
-    assert.equal(choices[0]!.message.content, "The gate of Farwick is 3448.");
-    assert.ok(usage.prompt_tokens > 1500, `${usage.prompt_tokens} tokens`);
+    assert.equal(choices[0]!.message.content, "The home of Permar is Tarbrook.");
+    assert.ok(usage.prompt_tokens > 3000, `${usage.prompt_tokens} tokens`);
   } finally {
     await model.dispose();
   }

@@ -12,9 +12,9 @@ export function sampleModel() {
     path: path.join(FOLDER, "inlay-recall-q8_0.gguf"),
     name: "inlay-recall",
     about:
-      "A very small model that looks facts up in long documents; it is given one of 2,000 tokens and knows nothing else. " +
+      "A very small model that looks facts up in long documents; it is given one of 3,400 tokens and knows nothing else. " +
       "Ask as the example does, about what stands in the system prompt.",
     document: fs.readFileSync(path.join(FOLDER, "sample-document.txt"), "utf8").trim(),
-    opening: "What is the gate of Farwick?",
+    opening: "Tell me the home of Permar.",
   };
 }

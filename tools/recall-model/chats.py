@@ -9,14 +9,14 @@ from grammar import World, interleave, render
 from tokenizer import PAD
 
 #: Part of a sequence that is questions and answers.
-QUESTION_SHARE = {64: 0.6, 128: 0.6, 256: 0.55, 512: 0.5, 1024: 0.4, 2048: 0.3, 4096: 0.25, 8192: 0.2}
+QUESTION_SHARE = {128: 0.6, 256: 0.55, 512: 0.5, 1024: 0.4, 2048: 0.3, 4096: 0.25, 8192: 0.2}
 
 SYSTEM_SHARE = 0.3
 
 #: Tokens of one line of a document, about.
 FACT_TOKENS, FILLER_TOKENS = 13, 10.5
 
-WEIGHTS = {"lookup": 5, "queries": 1.5, "absent": 2.5, "list": 3, "hop": 3, "variable": 1.5, "count": 0.7}
+WEIGHTS = {"lookup": 6, "queries": 2, "absent": 2, "list": 3, "hop": 3, "variable": 1.5, "count": 1}
 
 
 def user_turn(text: str) -> str:
@@ -24,22 +24,14 @@ def user_turn(text: str) -> str:
 
 
 class Chats:
-    """ids, marks, found: (length,) each. marks: 0 nothing, 1 text, 2 + i the tokens of the answer to question i.
-
-    found: tokens that must be found in the text: those of an answer that its question does not have, and, if the
-    document states its facts twice, those that continue five tokens as they went on before.
-    """
+    """ids, marks: (length,) each. marks: 0 nothing, 1 text, 2 + i the tokens of the answer to question i."""
 
     def __init__(self, tokenizer: Tokenizer, seed: int, held_out: bool, weights: dict[str, float] = WEIGHTS):
         self.tokenizer = tokenizer
         self.rng = random.Random(seed)
         self.held_out = held_out
+        self.tasks, self.weights = list(weights), list(weights.values())
         self.pad = tokenizer.token_to_id(PAD)
-        self.set_tasks(weights)
-
-    def set_tasks(self, weights: dict[str, float], is_twice: bool = False) -> None:
-        """How often each task comes, relative to the others; and whether documents state their facts twice."""
-        self.tasks, self.weights, self.is_twice = list(weights), list(weights.values()), is_twice
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text).ids
@@ -53,30 +45,27 @@ class Chats:
             return f"<|im_start|>system\n{document}<|im_end|>\n" + user_turn(question)
         return user_turn(f"{document}\n\n{question}")
 
-    def sequence(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    def sequence(self, length: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
         rng = self.rng
         world = self.world()
         budget = length * min(0.85, QUESTION_SHARE[length] * rng.uniform(0.7, 1.3))
         asked, turns, used, n_facts = [], [], 0, 0
-        fact_tokens = FACT_TOKENS * (1 + self.is_twice)
-        while used < budget and used + n_facts * fact_tokens < length * 0.9:
+        while used < budget and used + n_facts * FACT_TOKENS < length * 0.9:
             unit = world.make(rng.choices(self.tasks, self.weights)[0])
             question, answer = self.encode(user_turn(unit.question)), self.encode(unit.answer + "<|im_end|>")
             asked.append(unit)
             turns.append((question, answer))
             used += len(question) + len(answer) + 1
             n_facts += len(unit.facts)
-        room = max(0.0, length - used - n_facts * fact_tokens - 8)
-        n_more = int(room * rng.choice((0, 0.1, 0.4, 0.8)) / fact_tokens)
+        room = max(0.0, length - used - n_facts * FACT_TOKENS - 8)
+        n_more = int(room * rng.choice((0, 0.1, 0.4, 0.8)) / FACT_TOKENS)
         more = [world.make_lookup() for _ in range(n_more)]
         units = asked + more
         rng.shuffle(units)
         n_filler = int(max(0.0, room - n_more * FACT_TOKENS) / FILLER_TOKENS)
-        facts = interleave(rng, units)
-        document = render(rng, facts + rng.sample(facts, len(facts)) if self.is_twice else facts, n_filler)
+        document = render(rng, interleave(rng, units), n_filler)
         ids = self.encode(self.first_turn(document, asked[0].question))
         marks = [1] * len(ids)
-        found = repeated(ids) if self.is_twice else [False] * len(ids)
         tasks = []
         newline = self.encode("\n")
         for i, (question, answer) in enumerate(turns):
@@ -85,23 +74,12 @@ class Chats:
                 break
             ids += piece
             marks += [0] * (len(piece) - len(answer)) + [2 + i] * len(answer)
-            found += [False] * (len(piece) - len(answer)) + [token not in question for token in answer]
             tasks.append(asked[i].task)
-        n = min(length, len(ids))
-        pad = [self.pad] * (length - n)
-        rows = (ids[:n] + pad, marks[:n] + [0] * len(pad), found[:n] + [False] * len(pad))
-        return *(np.array(row) for row in rows), tasks
+        out, out_marks = np.full(length, self.pad, np.int64), np.zeros(length, np.int64)
+        ids, marks = ids[:length], marks[:length]
+        out[: len(ids)], out_marks[: len(ids)] = ids, marks
+        return out, out_marks, tasks
 
     def batch(self, count: int, length: int):
-        ids, marks, found, tasks = zip(*(self.sequence(length) for _ in range(count)))
-        return np.stack(ids), np.stack(marks), np.stack(found), tasks
-
-
-def repeated(ids: list[int], context: int = 5) -> list[bool]:
-    """Which tokens stood after the same `context` tokens before."""
-    seen, result = set(), []
-    for i in range(len(ids)):
-        gram = tuple(ids[max(0, i - context) : i + 1])
-        result.append(i >= context and gram in seen)
-        seen.add(gram)
-    return result
+        ids, marks, tasks = zip(*(self.sequence(length) for _ in range(count)))
+        return np.stack(ids), np.stack(marks), tasks

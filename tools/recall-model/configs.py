@@ -1,22 +1,16 @@
 """What is trained on what: `cpu` on two cores, `gpu` on one GPU, `smoke` to see that the recipe works."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from chats import WEIGHTS
 from model import Shape
-
-#: What is asked until single facts are found.
-EASY = {"lookup": 8, "absent": 1}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Until so many tokens in all, batches take these lengths in turn. `weights`, `is_twice`: see Chats.set_tasks."""
+    """Until so many tokens in all, batches take these lengths in turn."""
 
     until: int
     lengths: tuple[int, ...]
-    weights: dict[str, float] = field(default_factory=lambda: WEIGHTS)
-    is_twice: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,14 +27,13 @@ class Config:
     other_lr: float = 1e-3
     warmup_steps: int = 20
     decay_share: float = 0.35
-    text_weight: float = 0.1
-    copied_weight: float = 0.3
+    text_weight: float = 0.2
     seed: int = 20261121
     processes: int = 1
     threads: int = 1
     log_steps: int = 10
-    save_seconds: int = 60
-    eval_seconds: int = 900
+    save_seconds: int = 120
+    eval_seconds: int = 600
 
     def shape(self, vocab: int) -> Shape:
         return Shape(vocab, self.layers, self.d_model, self.heads, self.kv_heads, self.d_ffn, self.context)
@@ -48,18 +41,16 @@ class Config:
 
 CONFIGS = {
     "cpu": Config(
-        layers=4, d_model=256, heads=4, kv_heads=2, d_ffn=192, context=4096, batch_tokens=4096, processes=2,
+        layers=4, d_model=256, heads=4, kv_heads=2, d_ffn=256, context=4096, batch_tokens=4096, processes=2,
         stages=(
-            Stage(700_000, (256, 128, 512)),
-            Stage(1_200_000, (512, 256, 1024)),
-            Stage(1_700_000, (1024, 512, 2048)),
-            Stage(2_200_000, (2048, 1024, 4096, 512)),
+            Stage(700_000, (256, 512, 256, 1024)),
+            Stage(1_100_000, (512, 1024, 256, 2048)),
+            Stage(1_600_000, (1024, 2048, 512, 4096)),
         ),
     ),
     "gpu": Config(
         layers=6, d_model=320, heads=8, kv_heads=4, d_ffn=640, context=8192, batch_tokens=65_536,
         stages=(
-            Stage(10_000_000, (128, 256)),
             Stage(40_000_000, (256, 512)),
             Stage(120_000_000, (512, 1024, 2048)),
             Stage(250_000_000, (2048, 1024, 4096)),
@@ -69,6 +60,6 @@ CONFIGS = {
     "smoke": Config(
         layers=3, d_model=128, heads=4, kv_heads=2, d_ffn=128, context=256, batch_tokens=2048, processes=2,
         stages=(Stage(160_000, (128, 128, 256)),),
-        log_steps=5, eval_seconds=3600,
+        eval_seconds=3600,
     ),
 }  # fmt: skip

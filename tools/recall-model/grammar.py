@@ -94,13 +94,9 @@ class World:
         key = self.key(kind["of"], kind["one"])
         found = [self.fresh(kind["value"]) for _ in range(self.rng.choice((2, 2, 3)))]
         task = TASKS["list"]
-        rows = [{"one": kind["one"], "key": key, "ordinal": o, "value": v} for o, v in zip(task["ordinals"], found)]
-        facts = [task["fact"].format(**row) for row in rows]
-        answer = " ".join(task["answer"].format(**row) for row in rows)
-        numeral = TASKS["count"]["numerals"][len(found)]
-        question = self.rng.choice(task["question"]).format(count=numeral, many=kind["many"], key=key)
-        self.rng.shuffle(facts)
-        return Unit("list", facts, question, answer)
+        facts = [task["fact"].format(one=kind["one"], key=key, value=value) for value in found]
+        joined = task["comma"].join(found[:-1]) + task["and"] + found[-1]
+        return self.unit("list", facts, many=kind["many"], key=key, values=joined)
 
     def make_hop(self) -> Unit:
         first = self.rng.choice([a for a in GRAMMAR["attributes"] if a["value"] == "people" and a["of"] == "places"])

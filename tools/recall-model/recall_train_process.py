@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from chats import WEIGHTS, Chats
-from configs import CONFIGS, Config, Stage
+from configs import CONFIGS, Config
 from model import Llama
 from optimizer import Muon
 from start_weights import set_start_weights
@@ -64,8 +64,10 @@ class Trainer:
         torch.save(state, new)
         new.replace(self.checkpoint)
 
-    def stage(self) -> Stage:
-        return next((s for s in self.config.stages if self.tokens < s.until), self.config.stages[-1])
+    def length(self) -> int:
+        """The length of the next batch: that of the stage, at times a shorter one."""
+        stage = next((s for s in self.config.stages if self.tokens < s.until), self.config.stages[-1])
+        return stage.lengths[self.step % len(stage.lengths)]
 
     def set_learning_rate(self):
         config = self.config
@@ -76,23 +78,21 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = lr * factor
 
-    def loss(self, ids: np.ndarray, marks: np.ndarray, found: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weighted mean cross-entropy, and the part of found tokens that are right.
-
-        Tokens that must be found in the text count fully, the other tokens of answers `copied_weight`, and one in 16 of
-        the text `text_weight`.
-        """
-        targets, kind, is_found = ids[:, 1:], marks[:, 1:], found[:, 1:]
-        weight = np.where(is_found, 1.0, np.where(kind >= 2, self.config.copied_weight, 0.0))
+    def loss(self, ids: np.ndarray, marks: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean cross-entropy of answer tokens, plus a little of some of the text; and the part of answer tokens right."""
+        targets, kind = ids[:, 1:], marks[:, 1:]
+        weight = np.where(kind >= 2, 1.0, 0.0)
         sampled = (kind == 1) & (self.noise.random(kind.shape) < 1 / 16)
         weight[sampled] = self.config.text_weight
         rows, cols = np.nonzero(weight)
         tensor = lambda a, **kw: torch.as_tensor(a, device=self.device, **kw)  # noqa: E731
-        logits = self.model.logits(self.model.hidden(tensor(ids[:, :-1]), (tensor(rows), tensor(cols))))
+        hidden = self.model.hidden(tensor(ids[:, :-1]))[tensor(rows), tensor(cols)]
+        logits = self.model.logits(hidden)
         target, weights = tensor(targets[rows, cols]), tensor(weight[rows, cols], dtype=torch.float32)
         each = F.cross_entropy(logits, target, reduction="none")
-        right = (logits.argmax(-1) == target)[tensor(is_found[rows, cols])].float().mean()
-        return (each * weights).sum() / weights.sum(), right
+        is_answer = weights == 1
+        right = (logits.argmax(-1) == target)[is_answer].float().mean()
+        return (each * weights).sum() / is_answer.sum(), right
 
     def average_gradients(self):
         if self.world == 1:
@@ -111,13 +111,11 @@ class Trainer:
         sums, logged = [], time.monotonic()
         while self.tokens < config.stages[-1].until:
             begin = time.monotonic()
-            stage = self.stage()
-            self.chats.set_tasks(stage.weights, stage.is_twice)
-            length = stage.lengths[self.step % len(stage.lengths)]
+            length = self.length()
             count = max(1, config.batch_tokens // (length * self.world))
-            ids, marks, found, _ = self.chats.batch(count, length)
+            ids, marks, _ = self.chats.batch(count, length)
             self.set_learning_rate()
-            loss, right = self.loss(ids, marks, found)
+            loss, right = self.loss(ids, marks)
             loss.backward()
             self.average_gradients()
             torch.nn.utils.clip_grad_norm_(self.adam.param_groups[0]["params"], 1.0)
@@ -136,7 +134,7 @@ class Trainer:
                 now = time.monotonic()
                 self.log(
                     step=self.step, tokens=self.tokens, length=length, loss=round(float(np.mean(losses)), 4),
-                    found_tokens=round(float(np.mean(rights)), 4), rate=round(sum(tokens) / (now - logged)),
+                    answer_tokens=round(float(np.mean(rights)), 4), rate=round(sum(tokens) / (now - logged)),
                     minutes=round(self.seconds / 60, 1),
                 )  # fmt: skip
                 sums, logged = [], now
@@ -167,7 +165,7 @@ def answers_right(model, tokenizer, length: int, count: int, device, seed: int =
     chats = Chats(tokenizer, seed + length, held_out=True, weights=dict.fromkeys(WEIGHTS, 1))
     scores = {task: [0, 0] for task in WEIGHTS}
     for _ in range(count):
-        ids, marks, _, (tasks,) = chats.batch(1, length)
+        ids, marks, (tasks,) = chats.batch(1, length)
         is_answer = marks[0, 1:] >= 2
         hidden = model.hidden(torch.as_tensor(ids[:, :-1], device=device))[0, torch.as_tensor(is_answer)]
         right = model.logits(hidden).argmax(-1).cpu().numpy() == ids[0, 1:][is_answer]
