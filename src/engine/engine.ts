@@ -14,6 +14,7 @@ import type { GenerateEvent } from "../generate/events.ts";
 import { type GenerateContext, generate, prefillOnly } from "../generate/generate.ts";
 import type { GenerateRequest, Prompt } from "../generate/request.ts";
 import { anySignal } from "../gguf/abort.ts";
+import { Fingerprinter } from "../gguf/fingerprint.ts";
 import { type ModelFile, openModelFile } from "../gguf/model-file.ts";
 import type { ByteSource } from "../gguf/source.ts";
 import type { Host } from "../host/host.ts";
@@ -23,7 +24,11 @@ import { ropeSpec } from "../model/rope.ts";
 import { type TensorInventory, takeInventory } from "../model/tensor-names.ts";
 import { loadWeights } from "../model/weights.ts";
 import { type EngineOptions, type LoadProgress, resolveContextLength } from "../options.ts";
+import type { ModelIdentity } from "../prompts/manifest.ts";
+import { PinnedPrompts, type Turn } from "../prompts/pinned-prompts.ts";
 import type { MemoryReport, ModelInfo } from "../rpc/engine-api.ts";
+import { insecurePage } from "../storage/digest.ts";
+import type { PromptStore } from "../storage/prompt-store.ts";
 import { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { vocabularyFromMetadata } from "../tokenizer/vocabulary.ts";
 import { type DevicePair, openDevice } from "./device-pair.ts";
@@ -46,6 +51,7 @@ export interface EngineSetup {
 export class Engine {
   readonly info: ModelInfo;
   readonly tokenizer: Tokenizer;
+  readonly pinned: PinnedPrompts;
   /** Replaced when its device was lost. */
   #model: Transformer;
   readonly #parts: EngineParts;
@@ -97,7 +103,9 @@ export class Engine {
         options,
       });
       cleanups.push(() => device.dispose());
-      const model = await loadTransformer(file, inventory, config, device, progress);
+      const fingerprinter = new Fingerprinter(file);
+      const model = await loadTransformer(fingerprinter.sampled(), inventory, config, device, progress);
+      const fingerprint = await fingerprinter.finish();
       signal?.throwIfAborted();
       progress.update("warm-up", 0, 1);
       progress.finish();
@@ -113,6 +121,8 @@ export class Engine {
         device,
         reloadWeights: weightReloader(sources, inventory, config),
         model,
+        fingerprint,
+        openPromptStore: () => host.openPromptStore(),
       });
     } catch (error) {
       for (const cleanup of cleanups.reverse()) cleanup();
@@ -130,14 +140,24 @@ export class Engine {
     this.info = describe(parts);
     this.#sequences = new SequenceStore(() => this.#model.attention.createCache(), 2 * contextLength);
     this.#plan = attentionPlans(config, contextLength, parts.options);
+    const { nLayers, nKvHeads, headDim } = config;
+    this.pinned = new PinnedPrompts({
+      openStore: parts.openPromptStore,
+      identify: () => identify(parts),
+      shape: { nLayers, nKvHeads, headDim, format: parts.device.kvFormat },
+      attention: parts.options.attention.prefill,
+      contextLength,
+      encode: (prompt) => parts.prompts.encode(prompt),
+      decode: (ids) => tokenizer.decode(ids, { special: true }),
+      enter: (signal) => this.#enter(signal),
+    });
   }
 
   /** The events of one answer. Requests wait for each other, in order of arrival. */
   async *generate(request: GenerateRequest, signal?: AbortSignal): AsyncGenerator<GenerateEvent, void> {
     const startedAt = performance.now();
     const promptIds = this.promptIds(request.prompt);
-    const ended = anySignal(signal, this.#life.signal);
-    const release = await this.#queue.enter(ended);
+    const turn = await this.#enter(signal);
     try {
       const job = {
         promptIds,
@@ -148,27 +168,29 @@ export class Engine {
         ignoreEnd: request.ignoreEnd ?? false,
         startedAt,
       };
-      yield* generate(this.#context(ended), job, new Checkpoint(ended));
+      await this.#revive(request.prompt, turn);
+      yield* generate(turn.context, job, turn.checkpoint);
     } finally {
-      release();
+      turn.leave();
     }
   }
 
   /** Runs a prompt into the cache, so that an answer to what begins like it starts sooner. Yields its progress. */
   async *prefill(prompt: Prompt, signal?: AbortSignal): AsyncGenerator<GenerateEvent, void> {
     const promptIds = this.promptIds(prompt);
-    const ended = anySignal(signal, this.#life.signal);
-    const release = await this.#queue.enter(ended);
+    const turn = await this.#enter(signal);
     try {
-      yield* prefillOnly(this.#context(ended), promptIds, new Checkpoint(ended));
+      await this.#revive(prompt, turn);
+      yield* prefillOnly(turn.context, promptIds, turn.checkpoint);
     } finally {
-      release();
+      turn.leave();
     }
   }
 
-  /** The ids that the model would continue. Throws `template-failed`, `disposed`. */
+  /** The ids that the model would continue, the pinned ones first. Throws `template-failed`, `disposed`, `invalid-option`. */
   promptIds(prompt: Prompt): Uint32Array {
     this.#life.signal.throwIfAborted();
+    if (prompt.pinned !== undefined) return this.pinned.encode(prompt.pinned, prompt);
     return this.#parts.prompts.encode(prompt);
   }
 
@@ -192,11 +214,23 @@ export class Engine {
     const disposed = new InlayError("disposed", "the model was disposed");
     this.#life.abort(disposed);
     await this.#queue.close(disposed);
+    this.pinned.dispose();
     this.#sequences.clear();
     const { device, tokenizer, pool } = this.#parts;
     device.dispose();
     tokenizer.dispose();
     pool?.dispose();
+  }
+
+  /** Waits for its turn in the queue. */
+  async #enter(signal: AbortSignal | undefined): Promise<Turn> {
+    const ended = anySignal(signal, this.#life.signal);
+    const leave = await this.#queue.enter(ended);
+    return { context: this.#context(ended), checkpoint: new Checkpoint(ended), signal: ended, leave };
+  }
+
+  async #revive({ pinned }: Prompt, turn: Turn): Promise<void> {
+    if (pinned !== undefined) await this.pinned.revive(pinned, turn);
   }
 
   #context(ended: AbortSignal): GenerateContext {
@@ -245,6 +279,15 @@ interface EngineParts {
   readonly device: DevicePair;
   readonly reloadWeights: ReloadWeights;
   readonly model: Transformer;
+  /** Undefined where there is no WebCrypto. */
+  readonly fingerprint: string | undefined;
+  readonly openPromptStore: () => PromptStore;
+}
+
+/** Which model this is, for pinned prompts. */
+function identify({ config, fingerprint }: EngineParts): ModelIdentity {
+  if (fingerprint !== undefined) return { name: config.name, fileType: config.fileType, fingerprint };
+  throw insecurePage();
 }
 
 async function loadTransformer(

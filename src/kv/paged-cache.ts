@@ -19,7 +19,15 @@ export interface SlotStore {
   release(slot: number): void;
   /** Copies the first `nTokens` tokens (or more) of slot `from` into `to`. */
   copy(from: number, to: number, nTokens: number): void;
+  /** Bytes of one layer in one slot: all KV heads, of each its K page and its V page. */
+  readonly layerPageBytes: number;
+  /** Copies one layer of `slots` out: (slots, nKvHeads, K then V). */
+  read(layer: number, slots: readonly number[]): Bytes | Promise<Bytes>;
+  /** Overwrites one layer of `slots` with what `read` returned. */
+  write(layer: number, slots: readonly number[], pages: Bytes): void | Promise<void>;
 }
+
+type Bytes = Uint8Array<ArrayBuffer>;
 
 /** Counts the users of each slot; one pool per backend. */
 export class SlotPool {
@@ -84,6 +92,26 @@ export class PagedCache {
   /** Bytes of the slots this cache uses, shared ones included. */
   get bytes(): number {
     return this.#slots.length * this.pool.store.slotBytes;
+  }
+
+  /** Bytes of one layer of one page: all KV heads, of each K then V. */
+  get layerPageBytes(): number {
+    return this.pool.store.layerPageBytes;
+  }
+
+  /** A copy of one layer of pages [from, to): (pages, nKvHeads, K then V). What lies past the last token is undefined. */
+  async readPages(layer: number, from: number, to: number): Promise<Bytes> {
+    this.#assertLive();
+    return this.pool.store.read(layer, this.#slots.slice(from, to));
+  }
+
+  /** Fills one layer of reserved pages, `from` and those after it, with what `readPages` returned; `commit` declares them. */
+  async writePages(layer: number, from: number, pages: Bytes): Promise<void> {
+    this.#assertLive();
+    const slots = this.#slots.slice(from, from + pages.byteLength / this.layerPageBytes);
+    if (slots.length * this.layerPageBytes !== pages.byteLength)
+      throw internalError(`${pages.byteLength} bytes of pages do not fit`, { layer, from });
+    await this.pool.store.write(layer, slots, pages);
   }
 
   /** Makes room for `n` more tokens: new slots, and a private copy of a shared, partly filled last page. */

@@ -14,12 +14,14 @@ import { wasmTensor } from "./wasm-tensor.ts";
 /** Slots are numbered by their address. */
 class WasmSlotStore implements SlotStore {
   readonly slotBytes: number;
+  readonly layerPageBytes: number;
 
   constructor(
     private readonly wasm: WasmModule,
     shape: KvShape,
   ) {
-    this.slotBytes = shape.nLayers * shape.nKvHeads * 2 * pageBytes(shape.format, shape.headDim);
+    this.layerPageBytes = shape.nKvHeads * 2 * pageBytes(shape.format, shape.headDim);
+    this.slotBytes = shape.nLayers * this.layerPageBytes;
   }
 
   allocate(): number {
@@ -35,6 +37,19 @@ class WasmSlotStore implements SlotStore {
 
   copy(from: number, to: number): void {
     this.wasm.u8.copyWithin(to, from, from + this.slotBytes);
+  }
+
+  read(layer: number, slots: readonly number[]): Uint8Array<ArrayBuffer> {
+    const size = this.layerPageBytes;
+    const pages = new Uint8Array(slots.length * size);
+    for (const [i, slot] of slots.entries()) pages.set(this.wasm.bytes(slot + layer * size, size), i * size);
+    return pages;
+  }
+
+  write(layer: number, slots: readonly number[], pages: Uint8Array): void {
+    const size = this.layerPageBytes;
+    for (const [i, slot] of slots.entries())
+      this.wasm.bytes(slot + layer * size, size).set(pages.subarray(i * size, (i + 1) * size));
   }
 }
 
