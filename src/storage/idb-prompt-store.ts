@@ -53,7 +53,9 @@ export class IdbPromptStore implements PromptStore {
 
   async makeRoom(bytes: number): Promise<void> {
     await this.#collectOnce();
-    const { usage = 0, quota = Infinity } = await navigator.storage.estimate();
+    // WebKitGTK and Safari before 17 do not tell; there a write that does not fit says so.
+    const storage = navigator.storage as Partial<StorageManager> | undefined;
+    const { usage = 0, quota = Infinity } = (await storage?.estimate?.()) ?? {};
     let missing = bytes - (quota - usage);
     if (missing <= 0) return;
     const oldestFirst = (await this.#entries()).sort((a, b) => a.info.usedAt - b.info.usedAt);
