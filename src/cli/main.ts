@@ -4,6 +4,7 @@ import { InlayError } from "../errors.ts";
 import { UsageError } from "./arguments.ts";
 import { BENCH_USAGE, bench } from "./bench.ts";
 import { INSPECT_USAGE, inspect } from "./inspect.ts";
+import { PIN_USAGE, pin } from "./pin.ts";
 import { RUN_USAGE, run } from "./run.ts";
 import { DETOKENIZE_USAGE, detokenize, TOKENIZE_USAGE, tokenize } from "./vocabulary.ts";
 
@@ -17,6 +18,7 @@ const COMMANDS: Readonly<Record<string, Command>> = {
   tokenize: { usage: TOKENIZE_USAGE, execute: tokenize },
   detokenize: { usage: DETOKENIZE_USAGE, execute: detokenize },
   inspect: { usage: INSPECT_USAGE, execute: inspect },
+  pin: { usage: PIN_USAGE, execute: pin },
   bench: { usage: BENCH_USAGE, execute: bench },
 };
 

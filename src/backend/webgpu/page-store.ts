@@ -12,6 +12,7 @@ import { type PageFormat, pageBytes } from "../../kv/page.ts";
 import type { SlotStore } from "../../kv/paged-cache.ts";
 import { BufferGroup } from "./buffers.ts";
 import type { GpuDevice } from "./device.ts";
+import { ReadBacks } from "./read-back.ts";
 import { BufferUse } from "./usage.ts";
 
 /** What a page store must know of the model. */
@@ -30,6 +31,7 @@ interface LayerPages {
 
 export class GpuPageStore implements SlotStore {
   readonly slotBytes: number;
+  readonly format: PageFormat;
   /** Slots that the device's buffer limits allow. */
   readonly maxSlots: number;
   /** Bytes of a slot in one of a layer's two buffers. */
@@ -49,7 +51,8 @@ export class GpuPageStore implements SlotStore {
     private readonly initialSlots: number,
   ) {
     this.#stride = shape.nKvHeads * pageBytes(shape.format, shape.headDim);
-    this.slotBytes = 2 * shape.nLayers * this.#stride;
+    this.format = shape.format;
+    this.slotBytes = shape.nLayers * 2 * this.#stride;
     const { maxBufferSize, maxStorageBufferBindingSize } = device.limits;
     this.maxSlots = Math.floor(Math.min(maxBufferSize, maxStorageBufferBindingSize) / this.#stride);
     this.#group = new BufferGroup(device, "kv");
@@ -88,6 +91,54 @@ export class GpuPageStore implements SlotStore {
   /** Copies the whole slot, at the next `prepare`. */
   copy(from: number, to: number, _nTokens: number): void {
     this.#copies.push({ from, to });
+  }
+
+  layerBytes(slots: readonly number[]): number {
+    return slots.length * 2 * this.#stride;
+  }
+
+  /** Reads back one layer of `slots`, with no recorded command unsubmitted. */
+  async read(layer: number, slots: readonly number[]): Promise<Uint8Array<ArrayBuffer>> {
+    await this.prepare();
+    const byteLength = this.layerBytes(slots);
+    const readBacks = new ReadBacks(this.device);
+    try {
+      return await readBacks.read(
+        `reading ${slots.length} KV pages of layer ${layer}`,
+        byteLength,
+        (target) => {
+          const encoder = this.device.handle.createCommandEncoder({ label: `${this.device.label} kv read` });
+          for (const { buffer, offset, at, size } of this.#places(layer, slots))
+            encoder.copyBufferToBuffer(buffer, offset, target, at, size);
+          this.device.handle.queue.submit([encoder.finish()]);
+        },
+        (bytes) => new Uint8Array(bytes.slice(0, byteLength)),
+      );
+    } finally {
+      readBacks.dispose();
+    }
+  }
+
+  /** Uploads one layer of `slots`, with no recorded command unsubmitted. */
+  async write(layer: number, slots: readonly number[], pages: Uint8Array<ArrayBuffer>): Promise<void> {
+    await this.prepare();
+    this.device.assertLive();
+    for (const { buffer, offset, at, size } of this.#places(layer, slots))
+      this.device.handle.queue.writeBuffer(buffer, offset, pages, at, size);
+  }
+
+  /** Where each page of (slots, nKvHeads, K then V) lies: `at` in that order, `offset` in `buffer`. */
+  *#places(layer: number, slots: readonly number[]) {
+    const { k, v } = this.layer(layer, slots);
+    const { nKvHeads, format, headDim } = this.shape;
+    const size = pageBytes(format, headDim);
+    let at = 0;
+    for (const slot of slots)
+      for (let head = 0; head < nKvHeads; head++)
+        for (const buffer of [k, v]) {
+          yield { buffer, offset: (slot * nKvHeads + head) * size, at, size };
+          at += size;
+        }
   }
 
   /**
