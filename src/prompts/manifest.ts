@@ -53,6 +53,8 @@ export interface PromptManifest {
   readonly createdAt: number;
   /** How it was attended to when it was computed: "dense", or a policy and its budget as "dhsa 0.25". */
   readonly attention: string;
+  /** How long that took. */
+  readonly prefillSeconds: number;
   readonly shape: PromptShape;
   readonly records: readonly RecordInfo[];
 }
@@ -159,7 +161,7 @@ export function parseManifest(json: string): PromptManifest {
 }
 
 function isManifest(value: Partial<PromptManifest> | null): value is PromptManifest {
-  const { id, model, raw, nTokens, createdAt, attention, shape, records } = value ?? {};
+  const { id, model, raw, nTokens, createdAt, attention, prefillSeconds, shape, records } = value ?? {};
   const isCount = (n: unknown) => Number.isSafeInteger(n) && (n as number) > 0 && (n as number) < 2 ** 31;
   const isText = (text: unknown) => typeof text === "string";
   return (
@@ -169,6 +171,7 @@ function isManifest(value: Partial<PromptManifest> | null): value is PromptManif
     (shape.cold === null || (isText(shape.cold) && isQuantized(shape.cold as string))) &&
     typeof raw === "boolean" &&
     Number.isFinite(createdAt) &&
+    Number.isFinite(prefillSeconds) &&
     Array.isArray(records) &&
     records.every(({ byteLength, sha256 }: Partial<RecordInfo>) => isCount(byteLength) && isText(sha256))
   );

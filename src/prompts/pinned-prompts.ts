@@ -136,10 +136,12 @@ export class PinnedPrompts {
       const sequence = new Sequence(turn.context.sequences.createCache());
       let key: string | undefined;
       try {
+        const start = performance.now();
         for await (const event of prefillInto(turn.context, sequence, ids, turn.checkpoint))
           if (event.kind === "prefill") yield progress("prefill", event.loaded, event.total);
-        const records = this.#records(contentBytes, idBytes, draft, sequence);
-        const entry = yield* this.#write(draft, records, turn);
+        const prefilled = { ...draft, prefillSeconds: (performance.now() - start) / 1000 };
+        const records = this.#records(contentBytes, idBytes, prefilled, sequence);
+        const entry = yield* this.#write(prefilled, records, turn);
         const release = await this.#stored.hold(entry);
         key = await this.#keep(entry, { content, ids, sequence, release }, turn);
       } finally {
@@ -298,6 +300,7 @@ export class PinnedPrompts {
       nTokens: ids.length,
       createdAt: Date.now(),
       attention: attentionOf(this.host.plan, ids.length),
+      prefillSeconds: 0,
       shape: { ...this.host.shape, ...coding },
       records: [],
     };
@@ -469,12 +472,13 @@ export class PinnedPrompts {
       }
       const manifest: PromptManifest = { ...draft, records: written };
       const { head, sha256: digest } = await writeHead(manifest);
-      const { id, nTokens: tokens, raw, createdAt, model, shape, attention } = manifest;
+      const { id, nTokens: tokens, raw, createdAt, model, shape, attention, prefillSeconds } = manifest;
       const info = {
         id,
         tokens,
         bits: bitsOf(shape),
         attention,
+        prefillSeconds,
         raw,
         createdAt,
         usedAt: Date.now(),

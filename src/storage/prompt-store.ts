@@ -15,6 +15,8 @@ export interface PinnedInfo {
   readonly bits: number;
   /** How it was attended to when it was prefilled: "dense", or a method and the share of the keys read, as "dhsa 0.25". */
   readonly attention: string;
+  /** How long it took to prefill it, which is what an answer without the pinned prompt would wait for. */
+  readonly prefillSeconds: number;
   /** Stored bytes, its text and token ids included. */
   readonly byteLength: number;
   /** Raw text, for `complete`; false: messages, for chats. */

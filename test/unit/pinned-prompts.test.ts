@@ -7,9 +7,11 @@ import { InlayError } from "../../src/errors.ts";
 import type { Prompt } from "../../src/generate/request.ts";
 import type { LoadOptions } from "../../src/options.ts";
 import type { PinnedContent } from "../../src/prompts/content.ts";
+import { openPromptFile, promptFile, readHead, writeHead } from "../../src/prompts/file.ts";
 import type { PinBits, PinEvent } from "../../src/prompts/pinned-prompts.ts";
+import { sha256 } from "../../src/storage/digest.ts";
 import { MemoryPromptStore } from "../../src/storage/memory-prompt-store.ts";
-import type { Bytes, PinnedInfo, PromptStore } from "../../src/storage/prompt-store.ts";
+import type { Bytes, PinnedInfo, PromptStore, PromptWriter } from "../../src/storage/prompt-store.ts";
 import { PRESETS } from "../../tools/gguf/model.mjs";
 import { collect, greedy, loadEngine, TEST_HOST } from "../fixtures/engine.ts";
 import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
@@ -478,14 +480,16 @@ describe("damage and mismatch", () => {
   }
 
   for (const kind of ["flipped", "missing"] as const)
-    test(`a ${kind} byte or record of any kind in the store: open is refused, pin prefills again`, async () => {
+    test(`a ${kind} byte or record anywhere in the store: open is refused, pin prefills again`, async () => {
       const store = new DamagedStore();
       const engine = await load(store);
       await pin(engine);
       const expected = await answer(engine, (await open(engine)).key);
       await engine.dispose();
       store.kind = kind;
-      for (const record of [0, 1, 2, 3]) {
+      const [entry] = await store.list();
+      const { records } = await readHead(entry!.head, entry!.sha256);
+      for (const record of records.keys()) {
         store.damagedRecord = record;
         const reloaded = await load(store);
         const wanted = new RegExp(`record ${record} of .*${kind === "flipped" ? "damaged" : "missing"}`);
@@ -498,4 +502,89 @@ describe("damage and mismatch", () => {
         await reloaded.dispose();
       }
     });
+
+  test("a prompt stored by another version of Inlay is refused by open, and pinned again by pin", async () => {
+    const store = new MemoryPromptStore();
+    const engine = await load(store);
+    const { key } = await pin(engine);
+    const expected = await answer(engine, key);
+    await engine.dispose();
+    const entry = (await store.list())[0]!;
+    const head = entry.head.slice();
+    head[8]! += 1;
+    const writer = await store.startWriting();
+    for (const record of await store.read(entry, 0, 4)) await writer.write(record!);
+    await writer.commit({ ...entry, head, sha256: await sha256(head), pages: writer.pages });
+    const other = await load(store);
+    await assert.rejects(open(other), inlayError("cache-mismatch", /format version 2; .* reads 1/));
+    const again = await pin(other);
+    assert.ok(again.phases.includes("prefill"));
+    assert.deepEqual(await answer(other, again.key), expected);
+    await other.dispose();
+  });
+
+  test("storage that is full while pages are written: nothing is left of them, and the older prompt is", async () => {
+    /** Has room for `room` records more. */
+    class FullStore extends MemoryPromptStore {
+      room = Number.POSITIVE_INFINITY;
+
+      override async startWriting(): Promise<PromptWriter> {
+        const writer = await super.startWriting();
+        const write = async (record: Bytes) => {
+          if (this.room-- <= 0) throw new InlayError("storage-quota", "the browser has no room");
+          await writer.write(record);
+        };
+        return { ...writer, write };
+      }
+    }
+    const store = new FullStore();
+    const engine = await load(store);
+    const older = await pin(engine);
+    const expected = await answer(engine, older.key);
+    await engine.pinned.close(older.key);
+    const file = await engine.pinned.export("book");
+    for (const room of [0, 1, 2, 3]) {
+      store.room = room;
+      await assert.rejects(pin(engine, TEXT), inlayError("storage-quota", /no room/));
+      await assert.rejects(opened(engine.pinned.import(await reExported(file), never)), {
+        code: "storage-quota",
+      });
+    }
+    store.room = Number.POSITIVE_INFINITY;
+    const reloaded = await load(store);
+    assert.deepEqual(await answer(reloaded, (await open(reloaded)).key), expected);
+    assert.equal((await reloaded.pinned.list()).length, 1);
+    await reloaded.dispose();
+    await engine.dispose();
+  });
+
+  test("100 prompts are listed without reading any, and one is opened without reading the others", async () => {
+    const reads: string[] = [];
+    class CountingStore extends MemoryPromptStore {
+      override read(...args: Parameters<PromptStore["read"]>): Promise<(Bytes | undefined)[]> {
+        reads.push(args[0].info.id);
+        return super.read(...args);
+      }
+    }
+    const store = new CountingStore();
+    const engine = await load(store);
+    for (let i = 0; i < 100; i++) {
+      const { key } = await pin(engine, { kind: "text", text: `Page ${i}.` }, { id: `page ${i}` });
+      await engine.pinned.close(key);
+    }
+    reads.length = 0;
+    assert.equal((await engine.pinned.list()).length, 100);
+    assert.deepEqual(reads, []);
+    await open(engine, "page 42");
+    assert.deepEqual([...new Set(reads)], ["page 42"]);
+    await engine.dispose();
+  });
 });
+
+/** The same prompt as another file: one that is not known to be stored already. */
+async function reExported(file: Blob): Promise<Blob> {
+  const { manifest, read } = await openPromptFile(file);
+  const { head, sha256: digest } = await writeHead({ ...manifest, createdAt: manifest.createdAt + 1 });
+  const records = await Promise.all(manifest.records.map(async (_, i) => new Blob([await read(i)])));
+  return promptFile(head, records, digest);
+}
