@@ -20,6 +20,7 @@ import { kvQuality } from "./kv-quality.ts";
 import { loading } from "./loading.ts";
 import { describeMachine, versions } from "./machine.ts";
 import { peers } from "./peers.ts";
+import { pinned } from "./pinned.ts";
 import { renderReport } from "./render.ts";
 import {
   type BenchReport,
@@ -33,7 +34,16 @@ import { type BenchContext, isAskedFor, type Section } from "./section.ts";
 import { sizes } from "./sizes.ts";
 import { sparseAttention } from "./sparse-attention.ts";
 
-const SECTIONS: readonly Section[] = [peers, kernels, busyCore, sparseAttention, loading, sizes, kvQuality];
+const SECTIONS: readonly Section[] = [
+  peers,
+  kernels,
+  busyCore,
+  sparseAttention,
+  loading,
+  sizes,
+  kvQuality,
+  pinned,
+];
 
 const SCRIPTS: readonly string[] = ["tokenizer", "matmul-webgpu", "attention-webgpu"];
 

@@ -16,6 +16,8 @@ const modelName = element("model-name", HTMLParagraphElement);
 const changeModel = element("change-model", HTMLButtonElement);
 const modelFiles = element("model-files", HTMLInputElement);
 const documentFiles = element("document-files", HTMLInputElement);
+const documents = element("documents", HTMLDetailsElement);
+const addDocument = element("add-document", HTMLButtonElement);
 const error = element("error", HTMLDivElement);
 const status = element("status", HTMLParagraphElement);
 const waitingTitle = element("waiting-title", HTMLHeadingElement);
@@ -47,6 +49,7 @@ export function showModel(name: string): void {
 /** Where documents are added. */
 export function showDesk(): void {
   show("desk");
+  documents.open = true;
   documentFiles.focus();
 }
 
@@ -68,6 +71,8 @@ export function showProgress(share: number, detail: string): void {
 /** An opened document, with nothing asked yet. */
 export function showDocument({ info }: PinnedPrompt): void {
   show("talk");
+  // Where the list stands above the answers, it makes room for them.
+  if (!matchMedia("(min-width: 60rem)").matches) documents.open = false;
   talkTitle.textContent = info.id;
   talkAbout.textContent = aboutText(info);
   questionLabel.textContent = info.raw ? "Text to go on with" : "Question";
@@ -179,4 +184,5 @@ function follow(change: () => void): void {
 function show(name: keyof typeof sections): void {
   for (const [key, section] of Object.entries(sections)) section.hidden = key !== name;
   changeModel.hidden = name === "chooser";
+  addDocument.hidden = name !== "talk";
 }

@@ -56,11 +56,12 @@ async function codeOf(promise: Promise<unknown>): Promise<string> {
 /** Runs `f` while the browser claims to have `room` bytes left. */
 async function withRoom(room: number, f: () => Promise<void>): Promise<void> {
   const estimate = async () => ({ usage: 1_000_000, quota: 1_000_000 + room });
-  Object.defineProperty(navigator.storage, "estimate", { value: estimate, configurable: true });
+  // WebKitGTK has no `storage` of its own.
+  Object.defineProperty(navigator, "storage", { value: { estimate }, configurable: true });
   try {
     await f();
   } finally {
-    Reflect.deleteProperty(navigator.storage, "estimate");
+    Reflect.deleteProperty(navigator, "storage");
   }
 }
 
