@@ -120,3 +120,8 @@ INLAY_EXPORT(kv_decode_keys)
 int kv_decode_keys(const uint8_t* pages, uint32_t format, int n_pages, int head_dim, float* out) {
   return decode_keys(pages, PageFormat(format), n_pages, head_dim, out);
 }
+
+INLAY_EXPORT(kv_sum_keys)
+int kv_sum_keys(const uint8_t* pages, uint32_t format, int n_pages, int head_dim, int granule, float* out) {
+  return sum_keys(pages, PageFormat(format), n_pages, head_dim, granule, out);
+}

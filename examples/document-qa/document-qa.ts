@@ -104,7 +104,7 @@ async function take(
   });
 }
 
-const PHASES = { prefill: "Reading", store: "Storing", restore: "Opening" } as const;
+const PHASES = { prefill: "Reading", download: "Fetching", store: "Storing", restore: "Opening" } as const;
 
 function showPinProgress({ phase, loaded, total, progress }: PinProgress): void {
   const [done, all] =

@@ -13,8 +13,8 @@ export type { PinBits };
 
 /** How far pinning, opening or importing is. */
 export interface PinProgress {
-  /** "prefill" counts tokens; "store" and "restore" count bytes. */
-  readonly phase: "prefill" | "store" | "restore";
+  /** "prefill" counts tokens; "download", "store" and "restore" count bytes. */
+  readonly phase: "prefill" | "download" | "store" | "restore";
   readonly loaded: number;
   readonly total: number;
   /** 0 to 1 over all phases; never goes back. */
@@ -43,9 +43,9 @@ export interface PinOptions extends OpenPinnedOptions {
 
 const PIN_BITS = [2, 4, 8, 16] as const;
 
-/** Share of the whole that is done when a phase begins. Prefilling is nearly all of the work. */
-const PHASE_START = { prefill: 0, store: 0.95, restore: 0 } as const;
-const PHASE_END = { prefill: 0.95, store: 1, restore: 1 } as const;
+/** Share of the whole that is done when a phase begins. Prefilling, or fetching, is nearly all of the work. */
+const PHASE_START = { prefill: 0, download: 0, store: 0.95, restore: 0 } as const;
+const PHASE_END = { prefill: 0.95, download: 0.95, store: 1, restore: 1 } as const;
 
 /**
  * An open pinned prompt: pass it as `pinned` to requests and sessions of the model that opened it. Its pages stay in
@@ -115,13 +115,26 @@ export class PinnedPrompts {
     return this.#client.call((engine) => engine.exportPinned(id));
   }
 
-  /** Stores an `.inlaykv` file of this model under the id in it, and opens it. Replaces another prompt of that id. */
-  async import(file: Blob, options: OpenPinnedOptions = {}): Promise<PinnedPrompt> {
-    if (!(file instanceof Blob)) throw invalidOption("file", file, "a Blob or File");
+  /**
+   * Stores an `.inlaykv` file of this model, or the one behind a URL, under the id in it, and opens it. Replaces another
+   * prompt of that id. Rejects with `source-failed` for a URL that cannot be fetched.
+   */
+  async import(source: Blob | URL | string, options: OpenPinnedOptions = {}): Promise<PinnedPrompt> {
+    const file = source instanceof Blob ? source : absoluteUrl(source);
     return openPinned(this.#client, options, (signal) =>
       this.#client.pinEvents((engine, port) => engine.importPinned(file, port), signal),
     );
   }
+}
+
+function absoluteUrl(source: URL | string): string {
+  const { location } = globalThis as { location?: { href: string } };
+  try {
+    if (typeof source === "string" || source instanceof URL) return new URL(source, location?.href).href;
+  } catch {
+    // no URL either
+  }
+  throw invalidOption("source", source, "a Blob, a File or a URL");
 }
 
 /** `model.pin`. */

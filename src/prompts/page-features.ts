@@ -10,19 +10,15 @@ import { KeyFeatures } from "../attention/key-features.ts";
 import type { PageConverter } from "../backend/wasm/page-converter.ts";
 import { PAGE_TOKENS } from "../kv/page.ts";
 import { type RopeSpec, ropeTable } from "../model/rope.ts";
-import { type KvRecord, runBytes, storedRuns } from "./manifest.ts";
+import { type KvRecord, type PageRun, runBytes, storedRuns } from "./manifest.ts";
 import type { StoredPages } from "./page-transfer.ts";
+
+type Bytes = Uint8Array<ArrayBuffer>;
 
 /** What is to be remembered of a model's keys. */
 export interface FeaturePlan {
   readonly granule: number;
   readonly boundaryLayer?: number | undefined;
-}
-
-/** The keys of some pages: (nPages, nKvHeads, headDim, PAGE_TOKENS), of which the first `nTokens` tokens count. */
-interface PageKeys {
-  readonly keys: Float32Array;
-  readonly nTokens: number;
 }
 
 export class PageFeatures {
@@ -39,68 +35,65 @@ export class PageFeatures {
   }
 
   /** Takes the bytes of a record; all of them in order. */
-  add({ layer, from, to }: KvRecord, bytes: Uint8Array<ArrayBuffer>): void {
+  add({ layer, from, to }: KvRecord, bytes: Bytes): void {
     const { shape, nTokens } = this.stored;
     let at = 0;
     for (const run of storedRuns(shape, nTokens, from, to)) {
       const size = runBytes(shape, run);
+      const pages = bytes.subarray(at, at + size);
       const first = run.from * PAGE_TOKENS;
       const count = Math.min(run.to * PAGE_TOKENS, nTokens) - first;
-      this.converter.withKeys(bytes.subarray(at, at + size), run.format, (keys) =>
-        this.#add(layer, first, { keys, nTokens: count }),
+      if (layer === this.features.shape.boundaryLayer)
+        this.features.appendBoundaryKeys(this.#keysBeforeRope(pages, run, first, count));
+      // What lies past the last token of a stored page is zero, and adds nothing.
+      this.converter.withKeySums(pages, run.format, this.features.shape.granule, (keySums) =>
+        this.features.append(layer, count, (ends, sums) => this.#copySums(keySums, ends.length, sums)),
       );
       at += size;
     }
   }
 
-  #add(layer: number, first: number, pages: PageKeys): void {
-    const { features } = this;
-    if (layer === features.shape.boundaryLayer)
-      features.appendBoundaryKeys(this.#keysBeforeRope(first, pages));
-    features.append(layer, pages.nTokens, (ends, sums) => this.#pool(pages, ends, sums));
-  }
-
-  /** Sums of the keys over runs of tokens that do not cross pages, (nRuns, nKvHeads * headDim); see PoolRuns. */
-  #pool({ keys }: PageKeys, ends: Uint32Array, sums: Float32Array): void {
-    const { width } = this.features;
-    let from = 0;
-    for (const [i, to] of ends.entries()) {
-      const page = Math.floor(from / PAGE_TOKENS);
-      const [first, last] = [from - page * PAGE_TOKENS, to - page * PAGE_TOKENS];
-      for (let c = 0; c < width; c++) {
-        const row = (page * width + c) * PAGE_TOKENS;
-        let sum = 0;
-        for (let t = first; t < last; t++) sum += keys[row + t]!;
-        sums[i * width + c] = sum + (i === 0 ? sums[c]! : 0);
+  /** From (nPages, nKvHeads, granules of a page, headDim) to (nRuns, nKvHeads, headDim); see PoolRuns. */
+  #copySums(keySums: Float32Array, nRuns: number, sums: Float32Array): void {
+    const { granule, nKvHeads, headDim } = this.features.shape;
+    const perPage = PAGE_TOKENS / granule;
+    for (let run = 0; run < nRuns; run++)
+      for (let head = 0; head < nKvHeads; head++) {
+        const row = (Math.floor(run / perPage) * nKvHeads + head) * perPage + (run % perPage);
+        sums.set(keySums.subarray(row * headDim, (row + 1) * headDim), (run * nKvHeads + head) * headDim);
       }
-      from = to;
-    }
   }
 
-  /** (nTokens, nKvHeads * headDim). Undoes the rotation by cos and sin times a magnitude. */
-  #keysBeforeRope(position: number, { keys, nTokens }: PageKeys): Float32Array {
+  /** Keys of `nTokens` tokens from `position` on, (nTokens, nKvHeads * headDim): undoes the rotation times a magnitude. */
+  #keysBeforeRope(pages: Bytes, { format }: PageRun, position: number, nTokens: number): Float32Array {
     const { width } = this.features;
-    const { headDim } = this.features.shape;
-    const { angles, nRot, pairs } = ropeTable(this.rope, position, nTokens);
-    const square = this.rope.magnitude ** 2;
     const rows = new Float32Array(nTokens * width);
-    for (let t = 0; t < nTokens; t++) {
-      const page = Math.floor(t / PAGE_TOKENS);
-      const key = (c: number) => keys[(page * width + c) * PAGE_TOKENS + (t % PAGE_TOKENS)]!;
-      const row = rows.subarray(t * width, (t + 1) * width);
-      for (let c = 0; c < width; c++) row[c] = key(c);
-      for (let head = 0; head < width; head += headDim)
-        for (let pair = 0; pair < nRot / 2; pair++) {
-          const [a, b] =
-            pairs === "adjacent"
-              ? [head + 2 * pair, head + 2 * pair + 1]
-              : [head + pair, head + pair + nRot / 2];
-          const cos = angles[t * nRot + 2 * pair]! / square;
-          const sin = angles[t * nRot + 2 * pair + 1]! / square;
-          row[a] = cos * key(a) + sin * key(b);
-          row[b] = cos * key(b) - sin * key(a);
-        }
-    }
+    this.converter.withKeys(pages, format, (keys) => {
+      for (let t = 0; t < nTokens; t++) {
+        const first = Math.floor(t / PAGE_TOKENS) * width * PAGE_TOKENS + (t % PAGE_TOKENS);
+        for (let c = 0; c < width; c++) rows[t * width + c] = keys[first + c * PAGE_TOKENS]!;
+      }
+    });
+    this.#turnBack(rows, position, nTokens);
     return rows;
+  }
+
+  #turnBack(rows: Float32Array, position: number, nTokens: number): void {
+    const { nKvHeads, headDim } = this.features.shape;
+    const { angles, nRot, pairs } = ropeTable(this.rope, position, nTokens);
+    const scale = 1 / this.rope.magnitude ** 2;
+    const [step, distance] = pairs === "adjacent" ? [2, 1] : [1, nRot / 2];
+    for (let t = 0; t < nTokens; t++)
+      for (let head = 0; head < nKvHeads; head++) {
+        let a = (t * nKvHeads + head) * headDim;
+        for (let i = t * nRot; i < (t + 1) * nRot; i += 2, a += step) {
+          const cos = angles[i]! * scale;
+          const sin = angles[i + 1]! * scale;
+          const x = rows[a]!;
+          const y = rows[a + distance]!;
+          rows[a] = cos * x + sin * y;
+          rows[a + distance] = cos * y - sin * x;
+        }
+      }
   }
 }

@@ -11,6 +11,7 @@ import type { Checkpoint } from "../engine/yielding.ts";
 import { InlayError } from "../errors.ts";
 import { checkFits, type GenerateContext, prefillInto } from "../generate/generate.ts";
 import type { Prompt } from "../generate/request.ts";
+import { httpSource } from "../gguf/http-source.ts";
 import { CODE_BITS } from "../kv/quantize.ts";
 import type { RopeSpec } from "../model/rope.ts";
 import type { AttentionPlan } from "../model/select-pages.ts";
@@ -26,7 +27,6 @@ import {
 } from "./content.ts";
 import { openPromptFile, promptFile, readHead, writeHead } from "./file.ts";
 import {
-  CONTENT_RECORD,
   damaged,
   describeModel,
   FIRST_KV_RECORD,
@@ -37,7 +37,6 @@ import {
   type PromptManifest,
   type PromptShape,
   type RecordInfo,
-  TOKENS_RECORD,
 } from "./manifest.ts";
 import { PageFeatures } from "./page-features.ts";
 import { PageTransfer } from "./page-transfer.ts";
@@ -46,8 +45,8 @@ import { PageTransfer } from "./page-transfer.ts";
 export type PinEvent =
   | {
       readonly kind: "progress";
-      /** "prefill" counts tokens, "store" and "restore" count bytes. */
-      readonly phase: "prefill" | "store" | "restore";
+      /** "prefill" counts tokens, the others count bytes. */
+      readonly phase: "prefill" | "download" | "store" | "restore";
       readonly loaded: number;
       readonly total: number;
     }
@@ -67,6 +66,9 @@ export interface PinRequest {
 }
 
 const DEFAULT_BITS = 4;
+
+/** Read from the store at a time, about. */
+const READ_BYTES = 4 << 20;
 
 /** One's turn in the engine's queue. */
 export interface Turn {
@@ -160,8 +162,12 @@ export class PinnedPrompts {
     yield* this.#openEntry(entry, outer);
   }
 
-  /** Stores and opens what `export` gave, here or elsewhere. Rejects as `open` does, and with `storage-quota`. */
-  async *import(blob: Blob, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
+  /**
+   * Stores and opens what `export` gave, here or elsewhere; a text is the address of such a file. Rejects as `open` does,
+   * and with `storage-quota` and `source-failed`.
+   */
+  async *import(source: Blob | string, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
+    const blob = typeof source === "string" ? yield* download(source, outer) : source;
     const file = await openPromptFile(blob);
     const { manifest } = file;
     this.#assertFits(manifest);
@@ -217,8 +223,8 @@ export class PinnedPrompts {
       const manifest = await readHead(entry.head, entry.sha256);
       const records: Blob[] = [];
       // Blobs one by one: a browser may keep them on disk.
-      for (let i = 0; i < manifest.records.length; i++)
-        records.push(new Blob([await this.#readRecord(entry, manifest, i)]));
+      for await (const record of this.#readRecords(entry, manifest, manifest.records.length))
+        records.push(new Blob([record]));
       return promptFile(entry.head, records, entry.sha256);
     } finally {
       release();
@@ -375,7 +381,7 @@ export class PinnedPrompts {
     turn: Turn,
   ): AsyncGenerator<PinProgress, Restored> {
     const { sequences } = turn.context;
-    const read = (i: number) => this.#readRecord(entry, manifest, i);
+    const { shape, nTokens } = manifest;
     const twin = [...this.#open.values()].find((open) => open.entry.pages === entry.pages);
     const isHere = twin && sequences.isShared(twin.sequence);
     const release = await this.#stored.hold(entry);
@@ -383,19 +389,20 @@ export class PinnedPrompts {
     const { cache } = sequence;
     let isDone = false;
     try {
-      const content = decodeContent(await read(CONTENT_RECORD));
-      const ids = idsOf(await read(TOKENS_RECORD));
+      const records = this.#readRecords(entry, manifest, isHere ? FIRST_KV_RECORD : manifest.records.length);
+      const next = async () => (await records.next()).value as Bytes;
+      const content = decodeContent(await next());
+      const ids = idsOf(await next());
       if (!isHere) {
-        const { shape, nTokens } = manifest;
         await withRoom(sequences, async () => cache.reserveCoded(nTokens, shape.cold ?? undefined));
         const transfer = new PageTransfer(cache, manifest, this.host.pages);
         const features = this.#featuresOf(manifest);
         if (features) cache.attach(features.features);
         const total = kvBytes(shape, nTokens);
         let loaded = 0;
-        for (const [i, record] of kvRecords(shape, nTokens).entries()) {
+        for (const record of kvRecords(shape, nTokens)) {
           await turn.checkpoint.pass();
-          const bytes = await read(FIRST_KV_RECORD + i);
+          const bytes = await next();
           await transfer.give(record, bytes);
           features?.add(record, bytes);
           loaded += record.byteLength;
@@ -414,15 +421,43 @@ export class PinnedPrompts {
     }
   }
 
-  async #readRecord(entry: PromptEntry, manifest: PromptManifest, i: number): Promise<Bytes> {
-    const [bytes] = await this.#stored.read(entry, i, i + 1);
-    if (!bytes)
-      throw damaged(`record ${i} of the pinned prompt ${JSON.stringify(manifest.id)} is missing`, {
-        id: manifest.id,
-        record: i,
-      });
-    await assertRecord(manifest, i, bytes);
-    return bytes;
+  /** The first `n` records, every byte checked; while some are used the next are read. */
+  async *#readRecords(entry: PromptEntry, manifest: PromptManifest, n: number): AsyncGenerator<Bytes, void> {
+    const read = (from: number) => {
+      let to = from;
+      for (let bytes = 0; to < n && bytes < READ_BYTES; to++) bytes += manifest.records[to]!.byteLength;
+      const records = this.#readChecked(entry, manifest, from, to);
+      records.catch(() => {}); // it counts when it is waited for
+      return { to, records };
+    };
+    for (let part = read(0); ; ) {
+      const records = await part.records;
+      const isLast = part.to === n;
+      if (!isLast) part = read(part.to);
+      yield* records;
+      if (isLast) return;
+    }
+  }
+
+  /** Records [from, to). Rejects with `storage-failed` for what is missing or damaged. */
+  async #readChecked(
+    entry: PromptEntry,
+    manifest: PromptManifest,
+    from: number,
+    to: number,
+  ): Promise<Bytes[]> {
+    const records = await this.#stored.read(entry, from, to);
+    const { id } = manifest;
+    return Promise.all(
+      records.map(async (bytes, i) => {
+        const record = from + i;
+        const details = { id, record, records: manifest.records.length };
+        if (!bytes)
+          throw damaged(`record ${record} of the pinned prompt ${JSON.stringify(id)} is missing`, details);
+        await assertRecord(manifest, record, bytes);
+        return bytes;
+      }),
+    );
   }
 
   /** What is remembered of a prompt's keys; undefined where no policy asks. */
@@ -548,6 +583,20 @@ function bitsOf({ format, cold }: PageCoding): number {
 function attentionOf({ policy, budget }: AttentionPlan, nTokens: number): string {
   const isDense = policy.name === "dense" || nTokens <= budget.denseBelow;
   return isDense ? "dense" : `${policy.name} ${budget.fraction}`;
+}
+
+/** The file behind an absolute URL. */
+async function* download(url: string, signal: AbortSignal): AsyncGenerator<PinProgress, Blob> {
+  const source = httpSource(new URL(url));
+  const parts: Blob[] = [];
+  let loaded = 0;
+  for await (const chunk of source.open(0, signal)) {
+    // A browser may keep blobs on disk.
+    parts.push(new Blob([chunk as Bytes]));
+    loaded += chunk.byteLength;
+    yield progress("download", loaded, source.size ?? loaded);
+  }
+  return new Blob(parts);
 }
 
 function progress(phase: PinProgress["phase"], loaded: number, total: number): PinProgress {

@@ -111,7 +111,8 @@ export interface EngineApi {
   /** Opens a stored prompt; events go over `port`. */
   openPinned(id: string, port: MessagePort): void;
   /** Stores and opens an `.inlaykv` file; events go over `port`. */
-  importPinned(file: Blob, port: MessagePort): void;
+  /** A text is the absolute URL of the file. */
+  importPinned(source: Blob | string, port: MessagePort): void;
   closePinned(key: string): Promise<void>;
   listPinned(): Promise<PinnedInfo[]>;
   deletePinned(id: string): Promise<boolean>;

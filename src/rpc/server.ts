@@ -55,8 +55,8 @@ export function serveEngine(setup: ServerSetup, endpoint?: Endpoint): void {
     openPinned(id, port) {
       void sendEvents(port, (signal) => loaded().pinned.open(id, signal));
     },
-    importPinned(file, port) {
-      void sendEvents(port, (signal) => loaded().pinned.import(file, signal));
+    importPinned(source, port) {
+      void sendEvents(port, (signal) => loaded().pinned.import(source, signal));
     },
     closePinned: (key) => loaded().pinned.close(key),
     listPinned: () => loaded().pinned.list(),

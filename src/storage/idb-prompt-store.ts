@@ -41,9 +41,11 @@ export class IdbPromptStore implements PromptStore {
     this.#pages = createStore("inlay-pages", "records");
   }
 
+  /** Does not wait for what dead writers left to be removed. */
   async list(): Promise<PromptEntry[]> {
-    await this.#collectOnce();
-    return this.#entries();
+    const entries = await this.#entries();
+    this.#collectOnce().catch(() => {}); // whoever writes waits for it, and is told
+    return entries;
   }
 
   async get(key: string): Promise<PromptEntry | undefined> {

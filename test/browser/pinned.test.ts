@@ -158,7 +158,6 @@ describe("pinned prompts", function () {
         listed.map(({ id }) => id),
         "handbook",
       );
-      assert.deepEqual(await orphans(), [], `killed after ${afterMs} ms`);
       const isThere = listed.some(({ id }) => id === "killed");
       outcomes.push(isThere ? "there" : "gone");
       if (isThere) {
@@ -168,6 +167,7 @@ describe("pinned prompts", function () {
       } else {
         assert.equal((await rejection(reloaded.pinned.open("killed"))).code, "storage-failed");
       }
+      assert.deepEqual(await orphans(), [], `killed after ${afterMs} ms`);
       if (i % 4 === 0)
         assert.deepEqual(await ask(reloaded, await reloaded.pinned.open("handbook")), expected);
       await reloaded.dispose();
@@ -243,6 +243,15 @@ describe("pinned prompts", function () {
     await model.pinned.delete("handbook");
     assert.deepEqual(await model.pinned.list(), []);
     assert.deepEqual(await ask(model, await model.pinned.import(file)), expected);
+    await model.pinned.delete("handbook");
+    const url = URL.createObjectURL(file);
+    const phases = new Set<string>();
+    const fetched = await model.pinned.import(url, { onProgress: ({ phase }) => phases.add(phase) });
+    URL.revokeObjectURL(url);
+    assert.deepEqual(await ask(model, fetched), expected);
+    assert.deepEqual([...phases], ["download", "store", "restore"]);
+    const noUrl = await rejection(model.pinned.import(7 as unknown as string));
+    assert.equal(noUrl.code, "invalid-option");
     const cut = file.slice(0, file.size - 100);
     assert.equal((await rejection(model.pinned.import(cut))).code, "storage-failed");
     await model.dispose();

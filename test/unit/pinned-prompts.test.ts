@@ -406,6 +406,23 @@ describe("damage and mismatch", () => {
     await engine.dispose();
   });
 
+  test("a file behind a URL is imported with progress; one that cannot be fetched is refused", async () => {
+    const { file, engine } = await exported();
+    await engine.dispose();
+    const other = await load(new MemoryPromptStore());
+    const url = URL.createObjectURL(new Blob([file]));
+    const { info, phases } = await opened(other.pinned.import(url, never));
+    assert.deepEqual(phases, ["download", "store", "restore"]);
+    assert.equal(info.id, "book");
+    URL.revokeObjectURL(url);
+    await assert.rejects(opened(other.pinned.import(url, never)), inlayError("source-failed", /./));
+    await assert.rejects(
+      opened(other.pinned.import(url, AbortSignal.abort("left"))),
+      (error) => error === "left",
+    );
+    await other.dispose();
+  });
+
   test("a flipped byte anywhere in a file is refused", async () => {
     const { file, engine } = await exported();
     await engine.dispose();

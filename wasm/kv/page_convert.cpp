@@ -42,6 +42,12 @@ bool narrow(const float* x, size_t n, PageFormat format, uint8_t* out) {
   return all_fit;
 }
 
+// K of a page, (head_dim, 32).
+void keys_of(const uint8_t* page, PageFormat format, int head_dim, float* out) {
+  if (is_quantized(format)) decode_channels(page, head_dim, bits_of(format), out);
+  else widen(page, format, size_t(kPageTokens) * head_dim, out);
+}
+
 }  // namespace
 
 size_t page_bytes(int head_dim, PageFormat format) {
@@ -87,10 +93,26 @@ int convert_pages(const uint8_t* in, PageFormat from, int n_pages, int head_dim,
 int decode_keys(const uint8_t* pages, PageFormat format, int n_pages, int head_dim, float* out) {
   if (!fits(head_dim) || !is_format(format)) return kBadArgument;
   const size_t n = size_t(kPageTokens) * head_dim, bytes = page_bytes(head_dim, format);
+  parallel(n_pages, [&](int page, int) { keys_of(pages + bytes * page, format, head_dim, out + n * page); });
+  return kOk;
+}
+
+int sum_keys(const uint8_t* pages, PageFormat format, int n_pages, int head_dim, int granule, float* out) {
+  if (!fits(head_dim) || !is_format(format)) return kBadArgument;
+  if (granule < 4 || granule % 4 != 0 || kPageTokens % granule != 0) return kBadArgument;
+  const size_t bytes = page_bytes(head_dim, format);
+  const int n_granules = kPageTokens / granule;
   parallel(n_pages, [&](int page, int) {
-    const uint8_t* const p = pages + bytes * page;
-    if (is_quantized(format)) decode_channels(p, head_dim, bits_of(format), out + n * page);
-    else widen(p, format, n, out + n * page);
+    alignas(16) float keys[kPageTokens * kMaxHeadDim];
+    keys_of(pages + bytes * page, format, head_dim, keys);
+    float* const to = out + size_t(page) * n_granules * head_dim;
+    for (int c = 0; c < head_dim; c++)
+      for (int g = 0; g < n_granules; g++) {
+        const float* const x = keys + c * kPageTokens + g * granule;
+        f32x4 sum = wasm_v128_load(x);
+        for (int t = 4; t < granule; t += 4) sum = wasm_f32x4_add(sum, wasm_v128_load(x + t));
+        to[g * head_dim + c] = f32x4_sum(sum);
+      }
   });
   return kOk;
 }

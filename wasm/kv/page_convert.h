@@ -16,3 +16,7 @@ int convert_pages(const uint8_t* in, PageFormat from, int n_pages, int head_dim,
 
 // The keys of `n_pages` pages as f32: (n_pages, head_dim, 32). Returns kOk or kBadArgument.
 int decode_keys(const uint8_t* pages, PageFormat format, int n_pages, int head_dim, float* out);
+
+// Sums of the keys of `n_pages` pages over runs of `granule` tokens, a multiple of 4 that divides 32:
+// (n_pages, 32 / granule, head_dim). Returns kOk or kBadArgument.
+int sum_keys(const uint8_t* pages, PageFormat format, int n_pages, int head_dim, int granule, float* out);

@@ -63,6 +63,21 @@ export class PageConverter {
     });
   }
 
+  /**
+   * Sums of the keys of pages over runs of `granule` tokens, a multiple of 4: (nPages, PAGE_TOKENS / granule, headDim).
+   * Valid inside `use` only, which must not allocate in the heap.
+   */
+  withKeySums(pages: Bytes, format: CacheFormat, granule: number, use: (sums: Float32Array) => void): void {
+    const nPages = this.#count(pages, format);
+    const length = (nPages * this.headDim * PAGE_TOKENS) / granule;
+    this.#withPages(pages, 4 * length, (input, output) => {
+      const code = FORMAT_CODES[format];
+      const status = this.wasm.call("kv_sum_keys", input, code, nPages, this.headDim, granule, output);
+      if (status !== 0) throw internalError(`summing the keys of ${format} pages returned ${status}`);
+      use(this.wasm.f32(output, length));
+    });
+  }
+
   #count(pages: Bytes, format: CacheFormat): number {
     const n = pages.byteLength / wholePageBytes(format, this.headDim);
     if (!Number.isInteger(n)) throw internalError(`${pages.byteLength} bytes are no whole ${format} pages`);
