@@ -176,6 +176,7 @@ describe("the store of pinned prompts", () => {
       [],
     );
     assert.lengthOf(await fresh.list(), 100);
+    await fresh.get("test/0"); // waits until nothing goes on in the background
     const reading = await watched(["get", "getAll", "openCursor"], () => fresh.read(entries[42]!, 0, 3));
     assert.lengthOf(reading, 3);
     for (const [name, key] of reading) {
