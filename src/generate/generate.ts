@@ -180,7 +180,7 @@ async function* prefill(
   yield { kind: "prefill", loaded: sequence.ids.length, total };
   for (;;) {
     const from = sequence.ids.length;
-    const to = Math.min(from + context.prefillChunk, total);
+    const to = chunkEnd(context, from, total);
     const ids = promptIds.subarray(from, to);
     const logits = await step(context, sequence, ids, plan, checkpoint, to === total);
     yield { kind: "prefill", loaded: to, total };
@@ -208,11 +208,19 @@ async function step(
   }
   const before = Uint32Array.from(sequence.ids);
   sequence.restart(context.sequences.createCache());
-  for (let from = 0; from < before.length; from += context.prefillChunk) {
-    const chunk = before.subarray(from, from + context.prefillChunk);
-    await call(context, sequence, chunk, context.plan.prefill, checkpoint, false);
+  for (let from = 0; from < before.length; ) {
+    const to = chunkEnd(context, from, before.length);
+    await call(context, sequence, before.subarray(from, to), context.plan.prefill, checkpoint, false);
+    from = to;
   }
   return call(context, sequence, ids, plan, checkpoint, wantsLogits);
+}
+
+/** Where the forward call ends that begins at token `from` of `total`. */
+function chunkEnd({ model, prefillChunk }: GenerateContext, from: number, total: number): number {
+  const { boundary } = model.attention;
+  const end = Math.min(from + prefillChunk, total);
+  return boundary !== undefined && from < boundary ? Math.min(end, boundary) : end;
 }
 
 async function call(

@@ -131,6 +131,8 @@ export interface CacheCompanion {
   truncate(nTokens: number): void;
   /** A copy for a forked cache, as of the last commit. */
   fork(): CacheCompanion;
+  /** Frees what it holds outside JavaScript. Idempotent. */
+  dispose?(): void;
 }
 
 /** Keys and values of one sequence. Tokens [0, nTokens) are valid; reserved positions past them are being written. */
@@ -140,7 +142,7 @@ export class PagedCache {
   /** Pages before this one are sinks, or cold. */
   #nSettled = SINK_PAGES;
   #disposed = false;
-  #companion: CacheCompanion | undefined;
+  #companions: CacheCompanion[] = [];
 
   constructor(private readonly pool: SlotPool) {}
 
@@ -159,16 +161,16 @@ export class PagedCache {
     return this.pool.bytesOf(this.#slots);
   }
 
-  get companion(): CacheCompanion | undefined {
-    return this.#companion;
+  /** The companion of one kind. */
+  companion<T extends CacheCompanion>(kind: abstract new (...args: never[]) => T): T | undefined {
+    return this.#companions.find((companion): companion is T => companion instanceof kind);
   }
 
-  /** Gives an empty cache its companion. */
+  /** Gives an empty cache a companion. */
   attach(companion: CacheCompanion): void {
     this.#assertLive();
-    if (this.#companion || this.#nTokens > 0)
-      throw internalError(`a companion for a cache of ${this.#nTokens} tokens`);
-    this.#companion = companion;
+    if (this.#nTokens > 0) throw internalError(`a companion for a cache of ${this.#nTokens} tokens`);
+    this.#companions.push(companion);
   }
 
   /**
@@ -196,7 +198,7 @@ export class PagedCache {
     if (pageCount(this.#nTokens + n) > this.#slots.length)
       throw internalError(`commit of ${n} tokens past the reserved pages`, { nTokens: this.#nTokens });
     this.#nTokens += n;
-    this.#companion?.commit(this.#nTokens);
+    for (const companion of this.#companions) companion.commit(this.#nTokens);
     if (this.pool.store.cold) this.#freezeSettled(this.pool.store.cold);
   }
 
@@ -211,7 +213,7 @@ export class PagedCache {
   }
 
   /**
-   * Forgets all tokens from `nTokens` on, and anything reserved but not committed. Where the companion cannot go back
+   * Forgets all tokens from `nTokens` on, and anything reserved but not committed. Where a companion cannot go back
    * to `nTokens`, a few tokens before it go as well: see `nTokens` afterwards. Cold pages that are now in the window
    * stay cold; of the one that is cut, the kept tokens are decoded when the next are written, and coded anew when the
    * page leaves the window again.
@@ -220,11 +222,20 @@ export class PagedCache {
     this.#assertLive();
     if (nTokens < 0 || nTokens > this.#nTokens)
       throw internalError(`truncate to ${nTokens} of ${this.#nTokens} tokens`);
-    const kept = this.#companion?.restorable(nTokens) ?? nTokens;
-    this.#companion?.truncate(kept);
+    const kept = this.#restorable(nTokens);
+    for (const companion of this.#companions) companion.truncate(kept);
     this.#nTokens = kept;
     this.#nSettled = Math.max(SINK_PAGES, Math.min(this.#nSettled, Math.floor(kept / PAGE_TOKENS)));
     for (const slot of this.#slots.splice(pageCount(kept))) this.pool.release(slot);
+  }
+
+  /** The most tokens up to `nTokens` that every companion can go back to. */
+  #restorable(nTokens: number): number {
+    for (let kept = nTokens; ; ) {
+      const least = Math.min(kept, ...this.#companions.map((companion) => companion.restorable(kept)));
+      if (least === kept) return kept;
+      kept = least;
+    }
   }
 
   /** A second cache with the same tokens, sharing all pages until one of the two writes. */
@@ -233,7 +244,7 @@ export class PagedCache {
     const fork = new PagedCache(this.pool);
     fork.#slots = this.#slots.slice(0, pageCount(this.#nTokens));
     fork.#nTokens = this.#nTokens;
-    fork.#companion = this.#companion?.fork();
+    fork.#companions = this.#companions.map((companion) => companion.fork());
     fork.#nSettled = this.#nSettled;
     for (const slot of fork.#slots) this.pool.retain(slot);
     return fork;
@@ -244,6 +255,7 @@ export class PagedCache {
     if (this.#disposed) return;
     this.#disposed = true;
     for (const slot of this.#slots.splice(0)) this.pool.release(slot);
+    for (const companion of this.#companions) companion.dispose?.();
     this.#nTokens = 0;
   }
 
