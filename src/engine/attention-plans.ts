@@ -34,7 +34,7 @@ export const AUTO_DENSE_BELOW = 2048;
 export function attentionPlans(
   config: ModelConfig,
   contextLength: number,
-  { attention }: EngineOptions,
+  { attention }: Pick<EngineOptions, "attention">,
   device: Pick<DevicePair, "kind" | "ops" | "attention">,
 ): AttentionPlans {
   const shape = attentionShape(config);

@@ -61,7 +61,9 @@ async function selfAttention(call: ForwardCall, w: LayerWeights, layer: number, 
       scale: config.attentionScale,
       window: config.windows[layer],
     };
-    return await attention.attend({ ...unselected, selections: selector.select(unselected) });
+    const selections = selector.select(unselected);
+    await selector.observe(unselected, selections);
+    return await attention.attend({ ...unselected, selections });
   } finally {
     for (const tensor of [q, k, v]) tensor![Symbol.dispose]();
   }

@@ -5,6 +5,7 @@
 
 import { assertFiniteRows, assertSelection } from "../attention/invariants.ts";
 import { KeyFeatures } from "../attention/key-features.ts";
+import type { AttentionObserver } from "../attention/observer.ts";
 import {
   type AttentionShape,
   type Budget,
@@ -33,6 +34,8 @@ export interface AttentionPlan {
   readonly denseFrom?: number | undefined;
   /** Counts what is read. */
   readonly tally?: AttentionTally | undefined;
+  /** Is shown queries, keys and selections, which are copied to the host for it. */
+  readonly observer?: AttentionObserver | undefined;
 }
 
 /** One forward call's selections. */
@@ -73,6 +76,14 @@ export class PageSelector {
     if (isDebug) for (const selection of selections) assertSelection(selection, shape, blocks, plan.budget);
     plan.tally?.count(selections, blocks, shape);
     return selections;
+  }
+
+  /** Shows the plan's observer, if it has one, what was selected. */
+  async observe({ layer, q, k }: UnselectedCall, selections: readonly Selection[]): Promise<void> {
+    const { observer } = this.plan;
+    if (!observer) return;
+    const { blocks } = this;
+    observer({ layer, q: await this.ops.read(q), k: await this.ops.read(k), blocks, selections });
   }
 
   #view(call: UnselectedCall): LayerView {
