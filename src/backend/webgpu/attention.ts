@@ -78,7 +78,7 @@ export class GpuAttention {
     private readonly tuning: AttentionTuning,
     initialPages: number,
   ) {
-    this.#store = new GpuPageStore(device, shape, initialPages);
+    this.#store = new GpuPageStore(device, shape, initialPages, kernels.codec);
     this.#pool = new SlotPool(this.#store);
     this.#uploads = new Uploads(device);
     this.#scratch = new BufferGroup(device, "attention");
@@ -148,6 +148,8 @@ export class GpuAttention {
         selection.buffer,
         out,
         lse,
+        // Bound, though not read, where no page is quantized.
+        pages.cold ?? pageTable,
       ];
       const kernel = part.isDecode ? this.kernels.decode : this.kernels.prefill;
       this.#dispatch(pass, kernel, part.isDecode ? "decode" : "prefill", buffers, {
