@@ -187,13 +187,13 @@ export function kvBytesPerToken({ config }: Pick<EvalModel, "config">, format: C
 
 /** As a request would be read, without the dense end of a prompt. */
 function planOf(
-  { config, ops, device: kind }: EvalModel,
+  { config, device: kind }: EvalModel,
   attention: AttentionOps,
   nTokens: number,
   { policy, budget }: QualityCase,
 ): AttentionPlan {
   const options = { attention: { prefill: policy, decode: "dense", budget } } as const;
-  return attentionPlans(config, nTokens, options, { kind, ops, attention }).prefill;
+  return attentionPlans(config, nTokens, options, { kind, attention }).prefill;
 }
 
 interface Reading {
