@@ -88,13 +88,14 @@ export interface Ops {
   /** Copies row `i` out: (1, width). */
   row(x: Tensor, i: number): Tensor;
   /**
-   * Sums of x over runs of tokens, for selection policies. Run i is tokens [ends[i-1], ends[i]). `sums`, on the host,
-   * is (nRuns, width): run 0 is added to what is there, the others start from zero. Absent where activations are not in WASM memory: policies that look at
-   * queries or keys cannot run there.
+   * Sums of x over runs of tokens, for selection policies: (nRuns, width). Run i is tokens [ends[i-1], ends[i]); run 0 starts
+   * from `first`, (width), which lies on the host, the others from zero.
    */
-  pool?(x: Tensor, ends: Uint32Array, sums: Float32Array): void;
-  /** Copies x to the host, (nTokens * width). The one place where results leave the device. */
+  pool(x: Tensor, ends: Uint32Array, first: Float32Array): Tensor;
+  /** Copies x to the host, (nTokens * width). This and `readAll` are where results leave the device. */
   read(x: Tensor): Promise<Float32Array> | Float32Array;
+  /** Copies several tensors to the host in one crossing. */
+  readAll(xs: readonly Tensor[]): Promise<Float32Array[]> | Float32Array[];
   /** Bytes held for weights and for scratch. */
   memory(): { weights: number; scratch: number };
   dispose(): void;

@@ -59,9 +59,8 @@ export async function openDevice(request: DeviceRequest): Promise<DevicePair> {
     case "webgpu":
       return webgpuPair(request, "asked for");
     case "auto": {
-      const { format } = request.options.kvCache;
-      if (isQuantized(format)) return wasmPair(request, ops, `auto: KV format ${format} is WASM's only`);
-      const { device, reason } = await choosePlacement(request, ops, shapeOf(request, "f32"));
+      const { cold: _, ...shape } = shapeOf(request, "f32");
+      const { device, reason } = await choosePlacement(request, ops, shape);
       return device === "wasm" ? wasmPair(request, ops, reason) : hybridPair(request, ops, reason);
     }
   }
@@ -87,12 +86,15 @@ async function hybridPair(request: DeviceRequest, ops: WasmOps, reason: string):
   const shape = shapeOf(request, gpuPageFormat(request));
   const gpu = await openGpu(request.host);
   const far = await RecoverableAttention.open(gpu, ops.heap, shape);
-  const attention = new SplitAttention(new WasmAttention(ops, { ...shape, format: "f32" }), far);
+  // Pages are quantized where they are: those of a quantized cache are on the GPU from the first token on.
+  const attention = shape.cold
+    ? far
+    : new SplitAttention(new WasmAttention(ops, { ...shape, format: "f32" }), far);
   return {
     kind: "hybrid",
     ops,
     attention,
-    kvFormat: shape.format,
+    kvFormat: shape.cold ?? shape.format,
     gpuName: gpu.adapterInfo,
     reason,
     recover: () => far.recover(),
@@ -117,7 +119,7 @@ async function webgpuPair(request: DeviceRequest, reason: string): Promise<Devic
     get attention() {
       return pair.attention;
     },
-    kvFormat: shape.format,
+    kvFormat: shape.cold ?? shape.format,
     gpuName: gpu.adapterInfo,
     reason,
     recover: (reload) => pair.recover(reload),
@@ -129,8 +131,9 @@ async function webgpuPair(request: DeviceRequest, reason: string): Promise<Devic
 /** A cache this small is kept in f32, which agrees with llama.cpp to the last bits. */
 const SMALL_CACHE_BYTES = 64 << 20;
 
-/** f16 for long contexts: half the bytes, and attention on a GPU waits for memory. */
-function gpuPageFormat({ config, contextLength }: DeviceRequest): PageFormat {
+/** f16 for long contexts: half the bytes, and attention on a GPU waits for memory. Few pages stay unquantized. */
+function gpuPageFormat({ config, contextLength, options }: DeviceRequest): PageFormat {
+  if (isQuantized(options.kvCache.format)) return "f32";
   const { nLayers, nKvHeads, headDim } = config;
   const bytes = pageCount(contextLength) * nLayers * nKvHeads * 2 * pageBytes("f32", headDim);
   return bytes <= SMALL_CACHE_BYTES ? "f32" : "f16";

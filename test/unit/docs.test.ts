@@ -103,7 +103,7 @@ describe("docs/api.md names", () => {
 
   test("every command and its options", () => {
     assertDocumented(namesIn("src/cli/main.ts", "const COMMANDS", "};", /^ {2}(\w+):/gm));
-    for (const file of ["run", "bench", "model-argument"])
+    for (const file of ["run", "bench", "eval-quality", "model-argument"])
       assertDocumented(
         namesIn(`src/cli/${file}.ts`, "OPTIONS = {", "}", /^ {2}"?([\w-]+)"?:/gm).map((name) => `--${name}`),
       );

@@ -23,7 +23,7 @@ import {
   type KernelShape,
   splitCount,
 } from "./kernels.ts";
-import { GpuPageStore } from "./page-store.ts";
+import { GpuPageStore, type LayerPages } from "./page-store.ts";
 import { Uploads } from "./uploads.ts";
 
 /** Options of {@link GpuAttention}. */
@@ -60,9 +60,7 @@ export type GpuAppendCall = Pick<GpuAttendCall, "layer" | "k" | "v" | "cache"> &
 };
 
 /** A layer's pages, and which of them the cache uses. */
-interface CachePages {
-  readonly k: GPUBuffer;
-  readonly v: GPUBuffer;
+interface CachePages extends LayerPages {
   readonly table: GPUBuffer;
 }
 
@@ -91,7 +89,7 @@ export class GpuAttention {
     private readonly tuning: AttentionTuning,
     initialPages: number,
   ) {
-    this.#store = new GpuPageStore(device, shape, initialPages);
+    this.#store = new GpuPageStore(device, shape, initialPages, kernels.codec);
     this.#pool = new SlotPool(this.#store);
     this.#uploads = new Uploads(device);
     this.#scratch = new BufferGroup(device, "attention");
@@ -173,6 +171,8 @@ export class GpuAttention {
         selection.buffer,
         out,
         lse,
+        // Bound, though not read, where no page is quantized.
+        pages.cold ?? pages.table,
       ];
       const kernel = part.isDecode ? this.kernels.decode : this.kernels.prefill;
       this.#dispatch(pass, kernel, part.isDecode ? "decode" : "prefill", buffers, {
