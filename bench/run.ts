@@ -21,6 +21,7 @@ import { kvQuality } from "./kv-quality.ts";
 import { loading } from "./loading.ts";
 import { describeMachine, versions } from "./machine.ts";
 import { peers } from "./peers.ts";
+import { pinned } from "./pinned.ts";
 import { quality } from "./quality.ts";
 import { renderReport } from "./render.ts";
 import {
@@ -44,6 +45,7 @@ const SECTIONS: readonly Section[] = [
   sizes,
   kvQuality,
   quality,
+  pinned,
 ];
 
 const SCRIPTS: readonly string[] = ["tokenizer", "matmul-webgpu", "attention-webgpu"];

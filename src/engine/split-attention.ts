@@ -25,7 +25,10 @@ class NearTokens implements CacheCompanion {
   /** Tokens written by calls that are not committed yet. */
   #pending = 0;
 
-  constructor(readonly cache: PagedCache) {}
+  constructor(
+    readonly cache: PagedCache,
+    private readonly bring: (near: NearTokens, cache: PagedCache, layer: number) => Promise<void>,
+  ) {}
 
   /** Every token before `nTokens` is here, so the next can be attended to here. */
   isComplete(nTokens: number): boolean {
@@ -55,9 +58,13 @@ class NearTokens implements CacheCompanion {
   }
 
   fork(): NearTokens {
-    const fork = new NearTokens(this.cache.fork());
+    const fork = new NearTokens(this.cache.fork(), this.bring);
     fork.onGpu.push(...this.onGpu);
     return fork;
+  }
+
+  flush(cache: PagedCache, layer: number): Promise<void> {
+    return this.bring(this, cache, layer);
   }
 
   dispose(): void {
@@ -76,7 +83,7 @@ export class SplitAttention implements AttentionOps {
 
   createCache(): PagedCache {
     const cache = this.far.createCache();
-    cache.attach(new NearTokens(this.near.createCache()));
+    cache.attach(new NearTokens(this.near.createCache(), this.#bring));
     return cache;
   }
 
@@ -91,7 +98,7 @@ export class SplitAttention implements AttentionOps {
       near.reserve(qLen);
       return this.near.attend({ ...call, cache: near.cache });
     }
-    await this.#bring(near, call);
+    await this.#bring(near, call.cache, call.layer);
     return this.far.attend(call);
   }
 
@@ -105,7 +112,7 @@ export class SplitAttention implements AttentionOps {
   }
 
   /** Gives the GPU those of the layer's first tokens that it lacks. */
-  async #bring(near: NearTokens, { cache, layer }: AttendCall): Promise<void> {
+  readonly #bring = async (near: NearTokens, cache: PagedCache, layer: number): Promise<void> => {
     const start = near.onGpu[layer] ?? 0;
     const end = near.cache.nTokens;
     if (start >= end) return;
@@ -117,5 +124,5 @@ export class SplitAttention implements AttentionOps {
       v[Symbol.dispose]();
     }
     near.onGpu[layer] = end;
-  }
+  };
 }

@@ -79,6 +79,17 @@ export async function* prefillOnly(
   }
 }
 
+/** Runs what `sequence` lacks of a prompt into it; it stays the caller's. Yields its progress. Throws as `generate` does. */
+export async function* prefillInto(
+  context: GenerateContext,
+  sequence: Sequence,
+  promptIds: Uint32Array,
+  checkpoint: Checkpoint,
+): AsyncGenerator<GenerateEvent, void> {
+  checkFits(promptIds.length, context.contextLength);
+  yield* prefill(context, sequence, promptIds, context.plan.prefill, checkpoint);
+}
+
 async function* answer(
   context: GenerateContext,
   job: GenerateJob,
@@ -239,7 +250,8 @@ async function call(
   return logits ?? new Float32Array();
 }
 
-function checkFits(nPrompt: number, contextLength: number): void {
+/** Throws `invalid-option` for an empty prompt, `context-full` for one that leaves no room for an answer. */
+export function checkFits(nPrompt: number, contextLength: number): void {
   if (nPrompt === 0)
     throw new InlayError(
       "invalid-option",

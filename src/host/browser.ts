@@ -3,6 +3,7 @@
 import type { WasmVariant } from "../backend/wasm/variant.ts";
 import { InlayError } from "../errors.ts";
 import { relayedComputeWorker } from "../rpc/compute-relay.ts";
+import { IdbPromptStore } from "../storage/idb-prompt-store.ts";
 import type { Host } from "./host.ts";
 
 /** Written out one by one, so that bundlers see and copy the files. */
@@ -22,6 +23,7 @@ export function browserHost(wasmBase: string | null): Host {
     compileWasm: (variant) => compile(wasmBase === null ? WASM_URLS[variant]() : inFolder(wasmBase, variant)),
     startComputeWorker: () => relayedComputeWorker(globalThis),
     gpu: async () => navigator.gpu as GPU | undefined,
+    openPromptStore: () => new IdbPromptStore(),
   };
 }
 

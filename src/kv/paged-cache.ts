@@ -8,8 +8,8 @@
  */
 
 import { InlayError, internalError } from "../errors.ts";
-import { PAGE_TOKENS, pageCount } from "./page.ts";
-import { SINK_PAGES, settledPages } from "./quantize.ts";
+import { type CacheFormat, PAGE_TOKENS, type PageFormat, pageCount } from "./page.ts";
+import { type QuantizedFormat, SINK_PAGES, settledPages } from "./quantize.ts";
 
 /** Storage of slots on one device. */
 export interface SlotStore {
@@ -21,23 +21,40 @@ export interface SlotStore {
   release(slot: number): void;
   /** Copies the first `nTokens` tokens (or more) of slot `from` into `to`. */
   copy(from: number, to: number, nTokens: number): void;
+  /** How hot slots are stored. */
+  readonly format: PageFormat;
+  /** Bytes of one layer of these slots: of each all KV heads, of each its K page and its V page. */
+  layerBytes(slots: readonly number[]): number;
+  /** Copies one layer of `slots` out: (slots, nKvHeads, K then V), each slot in its own format. */
+  read(layer: number, slots: readonly number[]): Bytes | Promise<Bytes>;
+  /** Overwrites one layer of `slots` with what `read` returned. */
+  write(layer: number, slots: readonly number[], pages: Bytes): void | Promise<void>;
   /** Quantized slots, where the store has them. */
   readonly cold?: ColdSlots | undefined;
 }
 
-/** Slots of pages that have left the window. Their numbers are no hot slot's; `SlotStore.release` takes them too. */
+/** Slots of quantized pages. Their numbers are no hot slot's; `SlotStore.release` takes them too. */
 export interface ColdSlots {
+  /** What pages become when they leave the window; undefined: they stay as they are. */
+  readonly automatic: QuantizedFormat | undefined;
+  /** What pages can be coded in here. */
+  readonly formats: readonly QuantizedFormat[];
   /** Bytes of one cold slot. */
-  readonly slotBytes: number;
-  has(slot: number): boolean;
+  slotBytes(format: QuantizedFormat): number;
+  /** How a slot is coded; undefined: it is hot. */
+  formatOf(slot: number): QuantizedFormat | undefined;
+  /** A new cold slot, for `write`. Throws `out-of-memory`. */
+  allocate(format: QuantizedFormat): number;
   /**
    * A new cold slot with the tokens of hot slot `slot`, which is logical page `page` of its cache.
    * Throws `out-of-memory`, or `invalid-model` naming layer and page where an element is not finite.
    */
-  freeze(slot: number, page: number): number;
+  freeze(slot: number, format: QuantizedFormat, page: number): number;
   /** A new hot slot with what cold slot `slot` stands for. Throws `out-of-memory`. */
   thaw(slot: number): number;
 }
+
+type Bytes = Uint8Array<ArrayBuffer>;
 
 /** Counts the users of each slot; one pool per backend. */
 export class SlotPool {
@@ -56,12 +73,19 @@ export class SlotPool {
   bytesOf(slots: Iterable<number>): number {
     const { cold, slotBytes } = this.store;
     let bytes = 0;
-    for (const slot of slots) bytes += cold?.has(slot) ? cold.slotBytes : slotBytes;
+    for (const slot of slots) {
+      const format = cold?.formatOf(slot);
+      bytes += format === undefined ? slotBytes : cold!.slotBytes(format);
+    }
     return bytes;
   }
 
-  allocate(): number {
-    const slot = this.store.allocate();
+  /** A new slot: hot, or cold for pages that are coded already. */
+  allocate(format?: QuantizedFormat): number {
+    const { store } = this;
+    if (format !== undefined && !store.cold)
+      throw internalError("a store without cold slots was asked for one");
+    const slot = format === undefined ? store.allocate() : store.cold!.allocate(format);
     this.#users.set(slot, 1);
     return slot;
   }
@@ -86,16 +110,21 @@ export class SlotPool {
   }
 
   /** Moves one user of a hot slot, logical page `page`, to the cold slot that replaces it; forks share that one too. */
-  freeze(slot: number, page: number): number {
+  freeze(slot: number, format: QuantizedFormat, page: number): number {
     const { cold } = this.store;
     if (!cold) throw internalError("a store without cold slots was asked to quantize");
-    let frozen = this.#twins.get(slot);
-    if (frozen === undefined) {
-      frozen = cold.freeze(slot, page);
-      this.#users.set(frozen, 1);
+    const twin = this.#twins.get(slot);
+    if (twin !== undefined && cold.formatOf(twin) === format) {
+      this.retain(twin);
+      this.release(slot);
+      return twin;
+    }
+    const frozen = cold.freeze(slot, format, page);
+    this.#users.set(frozen, 1);
+    if (twin === undefined) {
       this.#twins.set(slot, frozen);
       this.#twins.set(frozen, slot);
-    } else this.retain(frozen);
+    }
     this.release(slot);
     return frozen;
   }
@@ -131,6 +160,8 @@ export interface CacheCompanion {
   truncate(nTokens: number): void;
   /** A copy for a forked cache, as of the last commit. */
   fork(): CacheCompanion;
+  /** Writes what only it has of a layer to the pages of `cache`, whose companion it is. */
+  flush?(cache: PagedCache, layer: number): Promise<void>;
   /** Frees what it holds outside JavaScript. Idempotent. */
   dispose?(): void;
 }
@@ -173,6 +204,66 @@ export class PagedCache {
     this.#companions.push(companion);
   }
 
+  /** Puts another companion, which knows the cache's tokens, in the place of the one of its kind. */
+  replaceCompanion(companion: CacheCompanion): void {
+    this.#assertLive();
+    companion.commit(this.#nTokens);
+    const others = this.#companions.filter((other) => other.constructor !== companion.constructor);
+    this.#companions = [...others, companion];
+  }
+
+  /** The most tokens up to `nTokens` that `truncate` can go back to. */
+  restorable(nTokens: number): number {
+    for (let kept = nTokens; ; ) {
+      const least = Math.min(kept, ...this.#companions.map((companion) => companion.restorable(kept)));
+      if (least === kept) return kept;
+      kept = least;
+    }
+  }
+
+  /** How a page is stored. */
+  formatOf(page: number): CacheFormat {
+    const { store } = this.pool;
+    return store.cold?.formatOf(this.#slots[page]!) ?? store.format;
+  }
+
+  /** A copy of one layer of pages [from, to): (pages, nKvHeads, K then V). What lies past the last token is undefined. */
+  async readPages(layer: number, from: number, to: number): Promise<Bytes> {
+    this.#assertLive();
+    for (const companion of this.#companions) await companion.flush?.(this, layer);
+    return this.pool.store.read(layer, this.#slots.slice(from, to));
+  }
+
+  /** Fills one layer of reserved pages [from, to) with what `readPages` returned; `commit` declares them. */
+  async writePages(layer: number, from: number, to: number, pages: Bytes): Promise<void> {
+    this.#assertLive();
+    const slots = this.#slots.slice(from, to);
+    if (slots.length !== to - from || this.pool.store.layerBytes(slots) !== pages.byteLength)
+      throw internalError(`${pages.byteLength} bytes do not fit pages ${from} to ${to}`, { layer });
+    await this.pool.store.write(layer, slots, pages);
+  }
+
+  /** Codes the pages that are neither sinks nor in the window, where the store can; others stay as they are. */
+  quantize(format: QuantizedFormat): void {
+    this.#assertLive();
+    const { cold } = this.pool.store;
+    if (cold?.formats.includes(format)) this.#freeze(cold, format, SINK_PAGES);
+  }
+
+  /**
+   * Makes room for `n` tokens in an empty cache; with `cold`, pages that will be neither sinks nor in the window are
+   * coded so, where the store can.
+   */
+  reserveCoded(n: number, cold: QuantizedFormat | undefined): void {
+    this.#assertLive();
+    if (this.#slots.length > 0)
+      throw internalError(`a cache with ${this.#nTokens} tokens was asked to be restored`);
+    const canCode = cold !== undefined && this.pool.store.cold?.formats.includes(cold);
+    const settled = canCode ? settledPages(n) : 0;
+    for (let page = 0; page < pageCount(n); page++)
+      this.#slots.push(this.pool.allocate(page >= SINK_PAGES && page < settled ? cold : undefined));
+  }
+
   /**
    * Makes room for `n` more tokens: new slots, and a private copy of a partly filled last page that is shared or cold.
    */
@@ -181,7 +272,7 @@ export class PagedCache {
     const keep = pageCount(this.#nTokens);
     const filled = this.#nTokens % PAGE_TOKENS;
     const last = this.#slots[keep - 1];
-    if (filled > 0 && last !== undefined && this.pool.store.cold?.has(last)) {
+    if (filled > 0 && last !== undefined && this.pool.store.cold?.formatOf(last)) {
       this.#slots[keep - 1] = this.pool.thaw(last);
     } else if (filled > 0 && last !== undefined && this.pool.isShared(last)) {
       const copy = this.pool.allocate();
@@ -199,17 +290,20 @@ export class PagedCache {
       throw internalError(`commit of ${n} tokens past the reserved pages`, { nTokens: this.#nTokens });
     this.#nTokens += n;
     for (const companion of this.#companions) companion.commit(this.#nTokens);
-    if (this.pool.store.cold) this.#freezeSettled(this.pool.store.cold);
+    const { cold } = this.pool.store;
+    if (!cold?.automatic) return;
+    // After `truncate` some before the window's start may be cold already.
+    this.#freeze(cold, cold.automatic, this.#nSettled);
+    this.#nSettled = Math.max(this.#nSettled, settledPages(this.#nTokens));
   }
 
-  /** Pages that left the window become cold. After `truncate` some before the window's start may be cold already. */
-  #freezeSettled(cold: ColdSlots): void {
+  /** Codes the hot pages from `from` to the window. */
+  #freeze(cold: ColdSlots, format: QuantizedFormat, from: number): void {
     const settled = settledPages(this.#nTokens);
-    for (let page = this.#nSettled; page < settled; page++) {
+    for (let page = from; page < settled; page++) {
       const slot = this.#slots[page]!;
-      if (!cold.has(slot)) this.#slots[page] = this.pool.freeze(slot, page);
+      if (cold.formatOf(slot) === undefined) this.#slots[page] = this.pool.freeze(slot, format, page);
     }
-    this.#nSettled = Math.max(this.#nSettled, settled);
   }
 
   /**
@@ -222,20 +316,11 @@ export class PagedCache {
     this.#assertLive();
     if (nTokens < 0 || nTokens > this.#nTokens)
       throw internalError(`truncate to ${nTokens} of ${this.#nTokens} tokens`);
-    const kept = this.#restorable(nTokens);
+    const kept = this.restorable(nTokens);
     for (const companion of this.#companions) companion.truncate(kept);
     this.#nTokens = kept;
     this.#nSettled = Math.max(SINK_PAGES, Math.min(this.#nSettled, Math.floor(kept / PAGE_TOKENS)));
     for (const slot of this.#slots.splice(pageCount(kept))) this.pool.release(slot);
-  }
-
-  /** The most tokens up to `nTokens` that every companion can go back to. */
-  #restorable(nTokens: number): number {
-    for (let kept = nTokens; ; ) {
-      const least = Math.min(kept, ...this.#companions.map((companion) => companion.restorable(kept)));
-      if (least === kept) return kept;
-      kept = least;
-    }
   }
 
   /** A second cache with the same tokens, sharing all pages until one of the two writes. */
