@@ -36,6 +36,7 @@ In a browser:  ${server.url}/examples/chat/
 
   Try the sample model, drop a GGUF file on the page, or paste the address of one.
   The smallest page that uses Inlay is ${server.url}/examples/minimal/
+  Which parts of a text a model looks at: ${server.url}/examples/attention-map/
   Ctrl+C ends the demo.
 `);
   for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => void server.close());
