@@ -8,6 +8,7 @@ import type { EngineOptions } from "./page/engine.ts";
 import type { KernelRequest, KernelTimes } from "./page/kernel-jobs.ts";
 import type { EngineName } from "./page/page.ts";
 import type { BenchPrompt } from "./prompts.ts";
+import { rendererPeakBytes } from "./renderer-memory.ts";
 import { startServer } from "./server.ts";
 
 /** An engine that runs in the page. Times are seconds. */
@@ -71,7 +72,8 @@ export async function startBrowser() {
     const runKernel = (request: KernelRequest): Promise<KernelTimes> =>
       page.evaluate((r) => globalThis.bench.runKernel(r), request);
 
-    return { version: await browser.version(), load, runKernel, close };
+    const rendererPeak = () => rendererPeakBytes(browser.process()!.pid!);
+    return { version: await browser.version(), load, runKernel, rendererPeakBytes: rendererPeak, close };
   } catch (error) {
     await close();
     throw error;

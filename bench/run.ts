@@ -20,6 +20,7 @@ import { kernels } from "./kernels.ts";
 import { kvQuality } from "./kv-quality.ts";
 import { loading } from "./loading.ts";
 import { describeMachine, versions } from "./machine.ts";
+import { memory } from "./memory.ts";
 import { peers } from "./peers.ts";
 import { quality } from "./quality.ts";
 import { renderReport } from "./render.ts";
@@ -44,6 +45,7 @@ const SECTIONS: readonly Section[] = [
   sizes,
   kvQuality,
   quality,
+  memory,
 ];
 
 const SCRIPTS: readonly string[] = ["tokenizer", "matmul-webgpu", "attention-webgpu"];
