@@ -20,6 +20,7 @@ import { kernels } from "./kernels.ts";
 import { kvQuality } from "./kv-quality.ts";
 import { loading } from "./loading.ts";
 import { describeMachine, versions } from "./machine.ts";
+import { memory } from "./memory.ts";
 import { peers } from "./peers.ts";
 import { pinned } from "./pinned.ts";
 import { quality } from "./quality.ts";
@@ -46,6 +47,7 @@ const SECTIONS: readonly Section[] = [
   kvQuality,
   quality,
   pinned,
+  memory,
 ];
 
 const SCRIPTS: readonly string[] = ["tokenizer", "matmul-webgpu", "attention-webgpu"];
