@@ -7,6 +7,7 @@ import type { AttentionPlans } from "../engine/attention-plans.ts";
 import { type Sequence, type SequenceStore, withRoom } from "../engine/sequences.ts";
 import type { Checkpoint } from "../engine/yielding.ts";
 import { InlayError } from "../errors.ts";
+import { callEnd } from "../model/call-end.ts";
 import { forward, type Transformer } from "../model/forward.ts";
 import type { AttentionPlan } from "../model/select-pages.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
@@ -191,7 +192,7 @@ async function* prefill(
   yield { kind: "prefill", loaded: sequence.ids.length, total };
   for (;;) {
     const from = sequence.ids.length;
-    const to = chunkEnd(context, from, total);
+    const to = callEnd(context.model.attention, from, context.prefillChunk, total);
     const ids = promptIds.subarray(from, to);
     const logits = await step(context, sequence, ids, plan, checkpoint, to === total);
     yield { kind: "prefill", loaded: to, total };
@@ -220,18 +221,11 @@ async function step(
   const before = Uint32Array.from(sequence.ids);
   sequence.restart(context.sequences.createCache());
   for (let from = 0; from < before.length; ) {
-    const to = chunkEnd(context, from, before.length);
+    const to = callEnd(context.model.attention, from, context.prefillChunk, before.length);
     await call(context, sequence, before.subarray(from, to), context.plan.prefill, checkpoint, false);
     from = to;
   }
   return call(context, sequence, ids, plan, checkpoint, wantsLogits);
-}
-
-/** Where the forward call ends that begins at token `from` of `total`. */
-function chunkEnd({ model, prefillChunk }: GenerateContext, from: number, total: number): number {
-  const { boundary } = model.attention;
-  const end = Math.min(from + prefillChunk, total);
-  return boundary !== undefined && from < boundary ? Math.min(end, boundary) : end;
 }
 
 async function call(
