@@ -9,6 +9,7 @@ import type { KernelRequest, KernelTimes } from "./page/kernel-jobs.ts";
 import type { EngineName } from "./page/page.ts";
 import type { PinnedRequest, PinnedTimes } from "./page/pinned-job.ts";
 import type { BenchPrompt } from "./prompts.ts";
+import { rendererPeakBytes } from "./renderer-memory.ts";
 import { startServer } from "./server.ts";
 
 /** An engine that runs in the page. Times are seconds. */
@@ -78,7 +79,17 @@ export async function startBrowser() {
     const runListing = (modelUrl: string, n: number, rounds: number): Promise<number[]> =>
       page.evaluate((url, count, r) => globalThis.bench.runListing(url, count, r), modelUrl, n, rounds);
 
-    return { version: await browser.version(), load, runKernel, runPinned, runListing, close };
+    const rendererPeak = () => rendererPeakBytes(browser.process()!.pid!);
+
+    return {
+      version: await browser.version(),
+      load,
+      runKernel,
+      runPinned,
+      runListing,
+      rendererPeakBytes: rendererPeak,
+      close,
+    };
   } catch (error) {
     await close();
     throw error;

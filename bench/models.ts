@@ -11,18 +11,18 @@ const GENERATION = 1;
 /** The folder of the files, outside the tree. */
 export const MODELS = path.join(CACHE, "bench");
 
-/** Makes a model file if it is not there yet; returns its path. `contextLength`: instead of the preset's. */
+/** Makes a model file if it is not there yet; returns its path. `contextLength`: if not the preset's. */
 export function ensureModel(preset: PresetName, type: string, contextLength?: number): string {
-  const suffix = contextLength === undefined ? "" : `-ctx${contextLength}`;
-  const file = path.join(MODELS, `${preset}-${type}${suffix}-${GENERATION}.gguf`);
-  const spec = { ...PRESETS[preset], ...(contextLength !== undefined && { contextLength }) };
+  const length = contextLength === undefined ? "" : `-${contextLength / 1024}k`;
+  const file = path.join(MODELS, `${preset}${length}-${type}-${GENERATION}.gguf`);
   if (fs.existsSync(file)) return file;
   say(`making ${file}`);
   fs.mkdirSync(MODELS, { recursive: true });
   const unfinished = `${file}.${process.pid}`;
   const fd = fs.openSync(unfinished, "w");
+  const spec = contextLength === undefined ? preset : { ...PRESETS[preset], contextLength };
   try {
-    for (const piece of planGguf(spec, { type: type.toUpperCase() as FileType, name: preset }).pieces())
+    for (const piece of planGguf(spec, { type: type.toUpperCase() as FileType }).pieces())
       for (let at = 0; at < piece.byteLength; ) at += fs.writeSync(fd, piece, at);
   } finally {
     fs.closeSync(fd);

@@ -11,6 +11,7 @@
  */
 
 import fs from "node:fs";
+import path from "node:path";
 import { parseArgs } from "node:util";
 import { SetupError } from "../tools/setup/shell.mjs";
 import { type BenchBrowser, startBrowser } from "./browser.ts";
@@ -19,8 +20,10 @@ import { kernels } from "./kernels.ts";
 import { kvQuality } from "./kv-quality.ts";
 import { loading } from "./loading.ts";
 import { describeMachine, versions } from "./machine.ts";
+import { memory } from "./memory.ts";
 import { peers } from "./peers.ts";
 import { pinned } from "./pinned.ts";
+import { quality } from "./quality.ts";
 import { renderReport } from "./render.ts";
 import {
   type BenchReport,
@@ -42,7 +45,9 @@ const SECTIONS: readonly Section[] = [
   loading,
   sizes,
   kvQuality,
+  quality,
   pinned,
+  memory,
 ];
 
 const SCRIPTS: readonly string[] = ["tokenizer", "matmul-webgpu", "attention-webgpu"];
@@ -100,6 +105,9 @@ async function main(): Promise<void> {
     browser: () => {
       browser ??= startBrowser();
       return browser;
+    },
+    savePicture: (file, content) => {
+      if (options.save) fs.writeFileSync(path.join(path.dirname(REPORT_MARKDOWN), file), content);
     },
     log: (line) => console.error(line),
   };

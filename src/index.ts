@@ -36,6 +36,7 @@ export type {
   UserMessage,
 } from "./chat/types.ts";
 export { type ErrorCode, type ErrorDetails, InlayError } from "./errors.ts";
+export type { AttentionMap, AttentionMapOptions } from "./eval/attention-map.ts";
 export type { FinishReason, GenerateEvent, GenerateUsage } from "./generate/events.ts";
 export type { HubFile, ModelInput } from "./gguf/source.ts";
 export type {

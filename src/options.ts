@@ -3,7 +3,6 @@
 import { DECODE_POLICIES, PREFILL_POLICIES } from "./attention/names.ts";
 import { InlayError } from "./errors.ts";
 import type { SamplingParams } from "./generate/sampling-params.ts";
-import { isQuantized } from "./kv/quantize.ts";
 import {
   checkKnownNames,
   checkNumber,
@@ -30,7 +29,7 @@ export type PrefillAttention = "auto" | (typeof PREFILL_POLICIES)[number];
 export type DecodeAttention = "auto" | (typeof DECODE_POLICIES)[number];
 /**
  * How keys and values are stored. "auto" is what is fastest on the device; "q8", "q4" and "q2" quantize all but the first
- * 32 and the last 128 tokens, on device "wasm".
+ * 32 and the last 128 tokens.
  */
 export type KvFormat = (typeof KV_FORMATS)[number];
 
@@ -194,10 +193,9 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
   const attention = section(given, "attention", ["prefill", "decode", "budget"]);
   const kvCache = section(given, "kvCache", ["format"]);
   const assets = section(given, "assets", ["wasm", "worker"]);
-  const device = checkOneOf("device", given.device ?? LOAD_DEFAULTS.device, DEVICES);
   return {
     contextLength: numberOr("contextLength", given.contextLength, LOAD_DEFAULTS.contextLength),
-    device,
+    device: checkOneOf("device", given.device ?? LOAD_DEFAULTS.device, DEVICES),
     attention: {
       prefill: implemented(
         "attention.prefill",
@@ -214,7 +212,7 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
       budget: checkNumber("attention.budget", attention.budget ?? LOAD_DEFAULTS.budget, LOAD_BOUNDS.budget),
     },
     kvCache: {
-      format: checkKvFormat(kvCache.format, device),
+      format: checkOneOf("kvCache.format", kvCache.format ?? LOAD_DEFAULTS.format, KV_FORMATS),
     },
     threads: numberOr("threads", given.threads, LOAD_DEFAULTS.threads),
     assets: { wasm: checkUrl("assets.wasm", assets.wasm), worker: checkUrl("assets.worker", assets.worker) },
@@ -270,17 +268,6 @@ function implemented<T extends string>(
   if (typeof value === "string" && later.includes(value))
     throw notSupported(option, value, `it has ${oneOf(allowed)}`);
   return checkOneOf(option, value, allowed);
-}
-
-/** The GPU's kernels read no quantized pages. */
-function checkKvFormat(value: unknown, device: DeviceOption): KvFormat {
-  const format = checkOneOf("kvCache.format", value ?? LOAD_DEFAULTS.format, KV_FORMATS);
-  if (!isQuantized(format) || device === "wasm" || device === "auto") return format;
-  throw notSupported(
-    "kvCache.format",
-    format,
-    `device "${device}" has "auto", "f32" or "f16"; quantized caches need device "wasm"`,
-  );
 }
 
 function checkUrl(option: string, value: unknown): string | null {

@@ -1,5 +1,6 @@
 /** A loaded model: what `loadModel` resolves to. */
 
+import { PREFILL_POLICIES } from "../attention/names.ts";
 import { resolveMessages } from "../chat/messages.ts";
 import { resolveChatRequest, resolveCompletionRequest } from "../chat/request.ts";
 import { collectCompletion, newCompletionHead } from "../chat/response.ts";
@@ -14,9 +15,11 @@ import type {
   CompletionRequest,
 } from "../chat/types.ts";
 import { InlayError } from "../errors.ts";
+import type { AttentionMap, AttentionMapOptions } from "../eval/attention-map.ts";
 import type { GenerateEvent } from "../generate/events.ts";
 import type { GenerateRequest, Prompt } from "../generate/request.ts";
 import { anySignal } from "../gguf/abort.ts";
+import { checkKnownNames, checkNumber, checkObject, checkOneOf } from "../option-checks.ts";
 import type { EngineClient } from "../rpc/client.ts";
 import type { MemoryReport, ModelInfo } from "../rpc/engine-api.ts";
 import type { DecodeOptions, EncodeOptions } from "../tokenizer/tokenizer.ts";
@@ -138,6 +141,21 @@ export class Model {
     const options = { addGenerationPrompt: true };
     const ids = await this.promptIds({ kind: "chat", messages: resolveMessages(messages), options });
     return ids.length;
+  }
+
+  /**
+   * Reads a text with a policy, apart from all conversations, and tells which pages of 32 tokens each block of 32
+   * queries read, and how much of the model's attention lies on them: for looking at, not for answering.
+   * Throws `invalid-option` for more tokens than the context or 4096, and for what the device cannot do.
+   */
+  async attentionMap(text: string, options: AttentionMapOptions = {}): Promise<AttentionMap> {
+    if (typeof text !== "string")
+      throw new InlayError("invalid-option", `text is a ${typeof text}; it must be a string`);
+    checkKnownNames("", checkObject("options", options), ["policy", "budget"]);
+    const { policy = "dhsa", budget = 0.25 } = options;
+    checkOneOf("policy", policy, PREFILL_POLICIES);
+    checkNumber("budget", budget, { min: 0, aboveMin: true, max: 1 });
+    return this.#client.call((engine) => engine.attentionMap(text, { policy, budget }));
   }
 
   /** Bytes in use now. */

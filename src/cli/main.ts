@@ -3,6 +3,7 @@
 import { InlayError } from "../errors.ts";
 import { UsageError } from "./arguments.ts";
 import { BENCH_USAGE, bench } from "./bench.ts";
+import { EVAL_USAGE, evaluate } from "./eval.ts";
 import { INSPECT_USAGE, inspect } from "./inspect.ts";
 import { PIN_USAGE, pin } from "./pin.ts";
 import { RUN_USAGE, run } from "./run.ts";
@@ -20,6 +21,7 @@ const COMMANDS: Readonly<Record<string, Command>> = {
   inspect: { usage: INSPECT_USAGE, execute: inspect },
   pin: { usage: PIN_USAGE, execute: pin },
   bench: { usage: BENCH_USAGE, execute: bench },
+  eval: { usage: EVAL_USAGE, execute: evaluate },
 };
 
 const USAGE =

@@ -34,8 +34,8 @@ export const AUTO_DENSE_BELOW = 2048;
 export function attentionPlans(
   config: ModelConfig,
   contextLength: number,
-  { attention }: EngineOptions,
-  device: Pick<DevicePair, "kind" | "ops" | "attention">,
+  { attention }: Pick<EngineOptions, "attention">,
+  device: Pick<DevicePair, "kind" | "attention">,
 ): AttentionPlans {
   const shape = attentionShape(config);
   const make = (name: PolicyName) => createPolicy(name, shape, config.attentionScale);
@@ -43,19 +43,19 @@ export function attentionPlans(
     const asked = attention[option];
     const isAuto = asked === "auto";
     const policy = make(isAuto ? auto : asked);
-    const missing = missingFor(policy, device);
-    if (missing === undefined)
-      return { policy, budget: budgetOf(policy, option, attention.budget, isAuto ? AUTO_DENSE_BELOW : 0) };
-    if (isAuto) return { policy: make("dense"), budget: EVERYTHING };
-    throw new InlayError(
-      "invalid-option",
-      `attention.${option} is ${JSON.stringify(asked)}, but device ${JSON.stringify(device.kind)} does not ${missing}; ` +
-        `use ${JSON.stringify(missing === NO_POOLING ? "dense" : "dhsa")}, or another device`,
-      { option: `attention.${option}`, value: asked, device: device.kind },
-    );
+    if (policy.needs?.sampleRows && !device.attention.sampleMasses)
+      throw new InlayError(
+        "invalid-option",
+        `attention.${option} is ${JSON.stringify(asked)}, but device ${JSON.stringify(device.kind)} does not sample ` +
+          'attention; use "dhsa", or device "wasm"',
+        { option: `attention.${option}`, value: asked, device: device.kind },
+      );
+    return { policy, budget: budgetOf(policy, option, attention.budget, isAuto ? AUTO_DENSE_BELOW : 0) };
   };
-  // A context that never leaves the dense range needs no features of its keys.
-  const prefill = open("prefill", contextLength > AUTO_DENSE_BELOW ? "dhsa" : "dense");
+  // A context that never leaves the dense range needs no features of its keys. On device "webgpu" a sparse policy reads
+  // something back in every layer; whether that pays has been measured on software adapters only.
+  const isSparse = contextLength > AUTO_DENSE_BELOW && device.kind !== "webgpu";
+  const prefill = open("prefill", isSparse ? "dhsa" : "dense");
   const decode = open("decode", "dense");
   // Keys are remembered in both phases for whichever reads them: the next prompt goes on from this answer.
   const features = prefill.policy.needs?.pooled ?? decode.policy.needs?.pooled;
@@ -73,16 +73,4 @@ function budgetOf(
   if (policy.name === "dense") return EVERYTHING;
   const local = phase === "prefill" ? LOCAL : DECODE_LOCAL;
   return { tokens: LEAST_TOKENS, fraction, sinks: SINKS, local, denseBelow };
-}
-
-const NO_POOLING = "pool queries and keys";
-
-/** What the policy needs and the device does not do. */
-function missingFor(
-  { needs }: SelectionPolicy,
-  { ops, attention }: Pick<DevicePair, "ops" | "attention">,
-): string | undefined {
-  if (needs?.pooled && !ops.pool) return NO_POOLING;
-  if (needs?.sampleRows && !attention.sampleMasses) return "sample attention";
-  return undefined;
 }

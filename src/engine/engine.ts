@@ -8,6 +8,12 @@ import { PageConverter } from "../backend/wasm/page-converter.ts";
 import { ThreadPool } from "../backend/wasm/threads.ts";
 import { chooseWasm, type WasmChoice } from "../backend/wasm/variant.ts";
 import { InlayError } from "../errors.ts";
+import {
+  type AttentionMap,
+  type AttentionMapOptions,
+  MAP_MAX_TOKENS,
+  mapAttention,
+} from "../eval/attention-map.ts";
 import type { GenerateEvent } from "../generate/events.ts";
 import { type GenerateContext, generate, prefillOnly } from "../generate/generate.ts";
 import type { GenerateRequest, Prompt } from "../generate/request.ts";
@@ -195,6 +201,31 @@ export class Engine {
     this.#life.signal.throwIfAborted();
     if (prompt.pinned !== undefined) return this.pinned.encode(prompt.pinned, prompt);
     return this.#parts.prompts.encode(prompt);
+  }
+
+  /** Which pages each block of a text's tokens reads. Throws `invalid-option`, `context-full`. */
+  async attentionMap(
+    text: string,
+    { policy = "dhsa", budget = 0.25 }: AttentionMapOptions,
+  ): Promise<AttentionMap> {
+    const { config, contextLength, device, options } = this.#parts;
+    const ids = this.promptIds({ kind: "text", text, parseSpecial: false });
+    const most = Math.min(contextLength, MAP_MAX_TOKENS);
+    if (ids.length === 0 || ids.length > most)
+      throw new InlayError(
+        "invalid-option",
+        `the text has ${ids.length} tokens; an attention map is made of 1 to ${most}`,
+        { tokens: ids.length, most },
+      );
+    const attention = { prefill: policy, decode: "dense", budget } as const;
+    const { prefill } = attentionPlans(config, contextLength, { attention }, device);
+    const ended = this.#life.signal;
+    const release = await this.#queue.enter(ended);
+    try {
+      return await mapAttention(this.#model, ids, prefill, options.prefillChunk, new Checkpoint(ended));
+    } finally {
+      release();
+    }
   }
 
   /** Bytes in use. */

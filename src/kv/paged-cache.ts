@@ -37,6 +37,8 @@ export interface SlotStore {
 export interface ColdSlots {
   /** What pages become when they leave the window; undefined: they stay as they are. */
   readonly automatic: QuantizedFormat | undefined;
+  /** What pages can be coded in here. */
+  readonly formats: readonly QuantizedFormat[];
   /** Bytes of one cold slot. */
   slotBytes(format: QuantizedFormat): number;
   /** How a slot is coded; undefined: it is hot. */
@@ -158,6 +160,10 @@ export interface CacheCompanion {
   truncate(nTokens: number): void;
   /** A copy for a forked cache, as of the last commit. */
   fork(): CacheCompanion;
+  /** Writes what only it has of a layer to the pages of `cache`, whose companion it is. */
+  flush?(cache: PagedCache, layer: number): Promise<void>;
+  /** Frees what it holds outside JavaScript. Idempotent. */
+  dispose?(): void;
 }
 
 /** Keys and values of one sequence. Tokens [0, nTokens) are valid; reserved positions past them are being written. */
@@ -167,7 +173,7 @@ export class PagedCache {
   /** Pages before this one are sinks, or cold. */
   #nSettled = SINK_PAGES;
   #disposed = false;
-  #companion: CacheCompanion | undefined;
+  #companions: CacheCompanion[] = [];
 
   constructor(private readonly pool: SlotPool) {}
 
@@ -186,28 +192,33 @@ export class PagedCache {
     return this.pool.bytesOf(this.#slots);
   }
 
-  get companion(): CacheCompanion | undefined {
-    return this.#companion;
+  /** The companion of one kind. */
+  companion<T extends CacheCompanion>(kind: abstract new (...args: never[]) => T): T | undefined {
+    return this.#companions.find((companion): companion is T => companion instanceof kind);
   }
 
-  /** Gives an empty cache its companion. */
+  /** Gives an empty cache a companion. */
   attach(companion: CacheCompanion): void {
     this.#assertLive();
-    if (this.#companion || this.#nTokens > 0)
-      throw internalError(`a companion for a cache of ${this.#nTokens} tokens`);
-    this.#companion = companion;
+    if (this.#nTokens > 0) throw internalError(`a companion for a cache of ${this.#nTokens} tokens`);
+    this.#companions.push(companion);
   }
 
-  /** Puts another companion, which knows the cache's tokens, in the place of the one there is. */
+  /** Puts another companion, which knows the cache's tokens, in the place of the one of its kind. */
   replaceCompanion(companion: CacheCompanion): void {
     this.#assertLive();
     companion.commit(this.#nTokens);
-    this.#companion = companion;
+    const others = this.#companions.filter((other) => other.constructor !== companion.constructor);
+    this.#companions = [...others, companion];
   }
 
   /** The most tokens up to `nTokens` that `truncate` can go back to. */
   restorable(nTokens: number): number {
-    return this.#companion?.restorable(nTokens) ?? nTokens;
+    for (let kept = nTokens; ; ) {
+      const least = Math.min(kept, ...this.#companions.map((companion) => companion.restorable(kept)));
+      if (least === kept) return kept;
+      kept = least;
+    }
   }
 
   /** How a page is stored. */
@@ -219,6 +230,7 @@ export class PagedCache {
   /** A copy of one layer of pages [from, to): (pages, nKvHeads, K then V). What lies past the last token is undefined. */
   async readPages(layer: number, from: number, to: number): Promise<Bytes> {
     this.#assertLive();
+    for (const companion of this.#companions) await companion.flush?.(this, layer);
     return this.pool.store.read(layer, this.#slots.slice(from, to));
   }
 
@@ -235,7 +247,7 @@ export class PagedCache {
   quantize(format: QuantizedFormat): void {
     this.#assertLive();
     const { cold } = this.pool.store;
-    if (cold) this.#freeze(cold, format, SINK_PAGES);
+    if (cold?.formats.includes(format)) this.#freeze(cold, format, SINK_PAGES);
   }
 
   /**
@@ -246,7 +258,8 @@ export class PagedCache {
     this.#assertLive();
     if (this.#slots.length > 0)
       throw internalError(`a cache with ${this.#nTokens} tokens was asked to be restored`);
-    const settled = this.pool.store.cold && cold ? settledPages(n) : 0;
+    const canCode = cold !== undefined && this.pool.store.cold?.formats.includes(cold);
+    const settled = canCode ? settledPages(n) : 0;
     for (let page = 0; page < pageCount(n); page++)
       this.#slots.push(this.pool.allocate(page >= SINK_PAGES && page < settled ? cold : undefined));
   }
@@ -276,7 +289,7 @@ export class PagedCache {
     if (pageCount(this.#nTokens + n) > this.#slots.length)
       throw internalError(`commit of ${n} tokens past the reserved pages`, { nTokens: this.#nTokens });
     this.#nTokens += n;
-    this.#companion?.commit(this.#nTokens);
+    for (const companion of this.#companions) companion.commit(this.#nTokens);
     const { cold } = this.pool.store;
     if (!cold?.automatic) return;
     // After `truncate` some before the window's start may be cold already.
@@ -294,7 +307,7 @@ export class PagedCache {
   }
 
   /**
-   * Forgets all tokens from `nTokens` on, and anything reserved but not committed. Where the companion cannot go back
+   * Forgets all tokens from `nTokens` on, and anything reserved but not committed. Where a companion cannot go back
    * to `nTokens`, a few tokens before it go as well: see `nTokens` afterwards. Cold pages that are now in the window
    * stay cold; of the one that is cut, the kept tokens are decoded when the next are written, and coded anew when the
    * page leaves the window again.
@@ -303,8 +316,8 @@ export class PagedCache {
     this.#assertLive();
     if (nTokens < 0 || nTokens > this.#nTokens)
       throw internalError(`truncate to ${nTokens} of ${this.#nTokens} tokens`);
-    const kept = this.#companion?.restorable(nTokens) ?? nTokens;
-    this.#companion?.truncate(kept);
+    const kept = this.restorable(nTokens);
+    for (const companion of this.#companions) companion.truncate(kept);
     this.#nTokens = kept;
     this.#nSettled = Math.max(SINK_PAGES, Math.min(this.#nSettled, Math.floor(kept / PAGE_TOKENS)));
     for (const slot of this.#slots.splice(pageCount(kept))) this.pool.release(slot);
@@ -316,7 +329,7 @@ export class PagedCache {
     const fork = new PagedCache(this.pool);
     fork.#slots = this.#slots.slice(0, pageCount(this.#nTokens));
     fork.#nTokens = this.#nTokens;
-    fork.#companion = this.#companion?.fork();
+    fork.#companions = this.#companions.map((companion) => companion.fork());
     fork.#nSettled = this.#nSettled;
     for (const slot of fork.#slots) this.pool.retain(slot);
     return fork;
@@ -327,6 +340,7 @@ export class PagedCache {
     if (this.#disposed) return;
     this.#disposed = true;
     for (const slot of this.#slots.splice(0)) this.pool.release(slot);
+    for (const companion of this.#companions) companion.dispose?.();
     this.#nTokens = 0;
   }
 

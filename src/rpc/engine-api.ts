@@ -3,6 +3,7 @@
  * takes and returns. Client (src/rpc/client.ts) and server (src/rpc/server.ts) import only this.
  */
 
+import type { AttentionMap, AttentionMapOptions } from "../eval/attention-map.ts";
 import type { GenerateRequest, Prompt } from "../generate/request.ts";
 import type { HubFile } from "../gguf/source.ts";
 import type { EngineOptions, LoadProgress } from "../options.ts";
@@ -123,6 +124,8 @@ export interface EngineApi {
   /** The ids of plain text, as `Tokenizer.encode`. */
   tokenize(text: string, options: EncodeOptions): Uint32Array;
   detokenize(ids: Uint32Array, options: DecodeOptions): string;
+  /** Which pages each block of a text reads. */
+  attentionMap(text: string, options: AttentionMapOptions): Promise<AttentionMap>;
   memory(): MemoryReport;
   dispose(): Promise<void>;
 }

@@ -65,6 +65,7 @@ export function serveEngine(setup: ServerSetup, endpoint?: Endpoint): void {
     promptIds: (prompt) => loaded().promptIds(prompt),
     tokenize: (text, options) => loaded().tokenizer.encode(text, options),
     detokenize: (ids, options) => loaded().tokenizer.decode(ids, options),
+    attentionMap: (text, options) => loaded().attentionMap(text, options),
     memory: () => loaded().memory(),
     dispose: async () => engine?.dispose(),
   };

@@ -109,7 +109,7 @@ describe("docs/api.md names", () => {
 
   test("every command and its options", () => {
     assertDocumented(namesIn("src/cli/main.ts", "const COMMANDS", "};", /^ {2}(\w+):/gm));
-    for (const file of ["run", "pin", "bench", "model-argument"])
+    for (const file of ["run", "pin", "bench", "eval-quality", "model-argument"])
       assertDocumented(
         namesIn(`src/cli/${file}.ts`, "OPTIONS = {", "}", /^ {2}"?([\w-]+)"?:/gm).map((name) => `--${name}`),
       );

@@ -47,13 +47,10 @@ describe("defaults", () => {
     }));
 });
 
-test("quantized caches are for WASM, and for auto, which then is WASM", () => {
-  for (const device of ["auto", "wasm"] as const)
+test("every device has quantized caches", () => {
+  for (const device of ["auto", "wasm", "hybrid", "webgpu"] as const)
     for (const format of ["q8", "q4", "q2"] as const)
       assert.equal(resolveLoadOptions({ device, kvCache: { format } }).kvCache.format, format);
-  assert.throws(() => resolveLoadOptions({ device: "webgpu", kvCache: { format: "q8" } }), {
-    code: "invalid-option",
-  });
 });
 
 test("everything given", () => {
@@ -113,13 +110,6 @@ describe("refused values", () => {
       name: "a prompt's method for decoding",
       options: { attention: { decode: "sample" } },
       message: 'attention.decode is "sample"; it must be "auto", "dense", "window" or "dhsa"',
-    },
-    {
-      name: "a quantized cache on a GPU",
-      options: { device: "hybrid", kvCache: { format: "q2" } },
-      message:
-        'kvCache.format "q2" is not supported in this version; device "hybrid" has "auto", "f32" or "f16"; ' +
-        'quantized caches need device "wasm"',
     },
     {
       name: "an unknown format",

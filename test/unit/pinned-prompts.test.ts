@@ -361,6 +361,23 @@ describe("a long pinned prompt", () => {
       await wasm.dispose();
     });
 
+  for (const device of ["hybrid", "webgpu"] as const)
+    test(`of a q4 cache on ${device} has its pages as they are`, { skip: gpu.skip }, async () => {
+      const store = new MemoryPromptStore();
+      const options: LoadOptions = { device, kvCache: { format: "q4" } };
+      const first = await loadLong(store, options);
+      const made = await pin(first, longText(120), { bits: 4 });
+      const expected = await nextProbability(first, made.key);
+      const second = await loadLong(store, options);
+      const restored = await nextProbability(second, (await open(second)).key);
+      assert.equal(restored, expected, "the same bytes give the same bits");
+      // Decoded in WASM.
+      const decoded = await loadLong(store, { device, kvCache: { format: "f32" } });
+      const there = await nextProbability(decoded, (await open(decoded)).key);
+      assert.ok(Math.abs(there - expected) < 1e-4, `${there} ${expected}`);
+      for (const engine of [first, second, decoded]) await engine.dispose();
+    });
+
   test("bits that a quantizing cache does not have are refused", async () => {
     const engine = await loadLong(new MemoryPromptStore(), { kvCache: { format: "q8" } });
     await assert.rejects(pin(engine, CHAT, { bits: 4 }), inlayError("invalid-option", /"q8" has 8 already/));

@@ -87,6 +87,7 @@ const TAG_FORMATS = [undefined, "q8", "q4", "q2"] as const;
 /** Quantized slots. */
 class WasmColdSlots implements ColdSlots {
   readonly automatic: QuantizedFormat | undefined;
+  readonly formats = ["q8", "q4", "q2"] as const;
 
   constructor(
     private readonly wasm: WasmModule,
@@ -155,6 +156,7 @@ const CALL_FIELDS = 19;
 export class WasmAttention implements AttentionOps {
   readonly device = "wasm";
   readonly #pool: SlotPool;
+  readonly #slotBytes: number;
   readonly #call: number;
   /** The selection that is in the heap now, and where. */
   #uploaded: { selection: Selection; ptr: number } | undefined;
@@ -164,7 +166,9 @@ export class WasmAttention implements AttentionOps {
     private readonly ops: WasmOps,
     private readonly shape: KvShape,
   ) {
-    this.#pool = new SlotPool(new WasmSlotStore(ops.wasm, shape));
+    const store = new WasmSlotStore(ops.wasm, shape);
+    this.#pool = new SlotPool(store);
+    this.#slotBytes = store.slotBytes;
     this.#call = ops.wasm.alloc(CALL_FIELDS * 4, "call arguments");
   }
 
@@ -219,6 +223,30 @@ export class WasmAttention implements AttentionOps {
     if (status === -1) throw new InlayError("out-of-memory", "no scratch memory for sampling attention");
     if (status !== 0) throw internalError(`sampled attention of layer ${call.layer} returned ${status}`);
     return { nPages, columns: masses.subarray(0, length), diagonals: masses.subarray(length) };
+  }
+
+  /** Cached keys and values of tokens [from, to) of one layer, (to - from, nKvHeads * headDim) each. f32 pages only. */
+  rows(cache: PagedCache, layer: number, from: number, to: number): { k: Tensor; v: Tensor } {
+    const { nKvHeads, headDim, format, cold } = this.shape;
+    if (format !== "f32" || cold) throw internalError(`rows of ${cold ?? format} pages`);
+    const width = nKvHeads * headDim;
+    const { wasm, heap } = this.ops;
+    const k = heap.create(to - from, width);
+    const v = heap.create(to - from, width);
+    const [keys, values] = [k.view, v.view];
+    const size = PAGE_TOKENS * headDim;
+    for (let token = from; token < to; token++) {
+      const slot = cache.slots[Math.floor(token / PAGE_TOKENS)]!;
+      const inPage = token % PAGE_TOKENS;
+      const pages = wasm.f32(slot, this.#slotBytes / 4).subarray(layer * nKvHeads * 2 * size);
+      for (let head = 0; head < nKvHeads; head++) {
+        const at = (token - from) * width + head * headDim;
+        const page = pages.subarray(head * 2 * size, (head + 1) * 2 * size);
+        for (let d = 0; d < headDim; d++) keys[at + d] = page[d * PAGE_TOKENS + inPage]!;
+        values.set(page.subarray(size + inPage * headDim, size + (inPage + 1) * headDim), at);
+      }
+    }
+    return { k, v };
   }
 
   memory(): { kv: number; scratch: number } {
