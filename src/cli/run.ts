@@ -13,7 +13,8 @@ import { ProgressBar } from "./progress-bar.ts";
 export const RUN_USAGE =
   "inlay run MODEL --prompt TEXT [--raw | --chat] [--system TEXT] [--max-tokens N] [--temperature T] [--top-k K]\n" +
   "          [--top-p P] [--min-p P] [--seed S] [--stop TEXT] [--device auto|wasm|hybrid|webgpu] [--threads N]\n" +
-  "          [--context N] [--attention POLICY] [--decode-attention POLICY] [--budget B] [--kv FORMAT] [--json]";
+  "          [--context N] [--attention POLICY] [--decode-attention POLICY] [--budget B] [--head-budgets FILE]\n" +
+  "          [--kv FORMAT] [--json]";
 
 const OPTIONS = {
   ...MODEL_OPTIONS,
