@@ -22,6 +22,7 @@ import { loading } from "./loading.ts";
 import { describeMachine, versions } from "./machine.ts";
 import { memory } from "./memory.ts";
 import { peers } from "./peers.ts";
+import { pinned } from "./pinned.ts";
 import { quality } from "./quality.ts";
 import { renderReport } from "./render.ts";
 import {
@@ -45,6 +46,7 @@ const SECTIONS: readonly Section[] = [
   sizes,
   kvQuality,
   quality,
+  pinned,
   memory,
 ];
 

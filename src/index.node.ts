@@ -7,6 +7,14 @@ import "./symbols.ts";
 export { type Availability, availability } from "./api/availability.ts";
 export { loadModel } from "./api/load-model.node.ts";
 export type { ChatCompletions, Model, PromptProgress, RequestOptions } from "./api/model.ts";
+export {
+  type OpenPinnedOptions,
+  type PinBits,
+  PinnedPrompt,
+  type PinnedPrompts,
+  type PinOptions,
+  type PinProgress,
+} from "./api/pinned.ts";
 export type { Session, SessionInput, SessionOptions } from "./api/session.ts";
 export type {
   AssistantMessage,
@@ -40,4 +48,5 @@ export type {
   PrefillAttention,
 } from "./options.ts";
 export type { DeviceInfo, MemoryReport, ModelInfo } from "./rpc/engine-api.ts";
+export type { PinnedInfo } from "./storage/prompt-store.ts";
 export type { DecodeOptions, EncodeOptions } from "./tokenizer/tokenizer.ts";

@@ -23,6 +23,7 @@ import { checkKnownNames, checkNumber, checkObject, checkOneOf } from "../option
 import type { EngineClient } from "../rpc/client.ts";
 import type { MemoryReport, ModelInfo } from "../rpc/engine-api.ts";
 import type { DecodeOptions, EncodeOptions } from "../tokenizer/tokenizer.ts";
+import { type PinnedPrompt, PinnedPrompts, type PinOptions, pin } from "./pinned.ts";
 import { Session, type SessionOptions } from "./session.ts";
 
 /** How far a prompt has been read. */
@@ -63,6 +64,8 @@ export interface ChatCompletions {
 export class Model {
   /** OpenAI's shape: `model.chat.completions.create({ messages })`. */
   readonly chat: { readonly completions: ChatCompletions };
+  /** The prompts that are stored for this model. */
+  readonly pinned: PinnedPrompts;
   readonly #client: EngineClient;
   #disposed: Promise<void> | undefined;
 
@@ -73,6 +76,7 @@ export class Model {
     readonly config: ModelInfo,
   ) {
     this.#client = client;
+    this.pinned = new PinnedPrompts(client);
     const create = (request: ChatCompletionRequest, options?: RequestOptions) => this.#chat(request, options);
     this.chat = { completions: { create: create as ChatCompletions["create"] } };
   }
@@ -103,6 +107,15 @@ export class Model {
   /** @internal The ids that the model would continue, template and BOS included. */
   async promptIds(prompt: Prompt): Promise<Uint32Array> {
     return this.#client.call((engine) => engine.promptIds(prompt));
+  }
+
+  /**
+   * Prefills text (as a system message, where the model has a chat template) or messages once, stores their keys and
+   * values under `id`, and opens them. If just that is stored already, it is only opened; anything else under the id is
+   * replaced. Rejects with `storage-quota`, `storage-failed`, `context-full`, `template-failed`, or `signal.reason`.
+   */
+  async pin(textOrMessages: string | readonly ChatMessage[], options: PinOptions): Promise<PinnedPrompt> {
+    return pin(this.#client, this.config.hasChatTemplate, textOrMessages, options);
   }
 
   /** Opens a conversation that remembers its turns. */

@@ -4,7 +4,8 @@
  * `Ops` is the linear algebra, `AttentionOps` the KV cache and attention. A device is a pair of them:
  *
  *     wasm     linear WASM    attention WASM
- *     hybrid   linear WASM    attention WebGPU   (q, k, v go up, the attended rows come back, once per layer)
+ *     hybrid   linear WASM    attention WASM up to 256 keys, then WebGPU (q, k, v go up, the attended rows come back,
+ *              once per layer)
  *     webgpu   linear WebGPU  attention WebGPU   (only one row of logits comes back)
  *
  * Tensors are opaque handles that live on one side; crossing is explicit and counted (see `Crossings`).
@@ -133,6 +134,8 @@ export interface AttentionOps {
   createCache(): PagedCache;
   /** Appends k and v, attends, and returns (nTokens, nHeads * headDim) on the side of `Ops`. */
   attend(call: AttendCall): Promise<Tensor> | Tensor;
+  /** No call may cross this position: keys before and after it are attended to in different places. */
+  readonly boundary?: number;
   /**
    * Appends k and v, and computes the attention probabilities of sampled rows (indices of the call's tokens) exactly.
    * Absent where keys are not in WASM memory.

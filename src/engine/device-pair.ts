@@ -14,6 +14,7 @@ import type { EngineOptions } from "../options.ts";
 import { choosePlacement } from "../placement/placement.ts";
 import { openGpu, RecoverableAttention } from "./gpu.ts";
 import { RecoverablePair } from "./gpu-pair.ts";
+import { SplitAttention } from "./split-attention.ts";
 
 /** What runs the forward pass. */
 export interface DevicePair {
@@ -84,7 +85,11 @@ function wasmPair(request: DeviceRequest, ops: WasmOps, reason: string): DeviceP
 async function hybridPair(request: DeviceRequest, ops: WasmOps, reason: string): Promise<DevicePair> {
   const shape = shapeOf(request, gpuPageFormat(request));
   const gpu = await openGpu(request.host);
-  const attention = await RecoverableAttention.open(gpu, ops.heap, shape);
+  const far = await RecoverableAttention.open(gpu, ops.heap, shape);
+  // Pages are quantized where they are: those of a quantized cache are on the GPU from the first token on.
+  const attention = shape.cold
+    ? far
+    : new SplitAttention(new WasmAttention(ops, { ...shape, format: "f32" }), far);
   return {
     kind: "hybrid",
     ops,
@@ -92,9 +97,9 @@ async function hybridPair(request: DeviceRequest, ops: WasmOps, reason: string):
     kvFormat: shape.cold ?? shape.format,
     gpuName: gpu.adapterInfo,
     reason,
-    recover: () => attention.recover(),
+    recover: () => far.recover(),
     gpuBytes: () => {
-      const { kv, scratch } = attention.memory();
+      const { kv, scratch } = far.memory();
       return kv + scratch;
     },
     dispose: () => attention.dispose(),

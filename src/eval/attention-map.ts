@@ -6,6 +6,7 @@ import type { LayerObservation } from "../attention/observer.ts";
 import type { Checkpoint } from "../engine/yielding.ts";
 import { type CacheFormat, PAGE_TOKENS, pageBytes, pageCount } from "../kv/page.ts";
 import { isQuantized, quantizedPageBytes, settledPages } from "../kv/quantize.ts";
+import { callEnd } from "../model/call-end.ts";
 import { type AttentionPlan, forward, type Transformer } from "../model/forward.ts";
 import { AttentionRecall } from "./attention-recall.ts";
 
@@ -78,12 +79,15 @@ export async function mapAttention(
   try {
     // Blocks are counted from a call's start, pages from the prompt's: calls end at pages.
     const step = Math.max(PAGE_TOKENS, chunk - (chunk % PAGE_TOKENS));
-    for (let at = 0; at < ids.length; at += step)
-      await forward(model, cache, ids.subarray(at, at + step), { ...plan, observer }, "none", checkpoint);
-    const { companion } = cache;
+    for (let at = 0; at < ids.length; ) {
+      const end = callEnd(model.attention, at, step, ids.length);
+      await forward(model, cache, ids.subarray(at, end), { ...plan, observer }, "none", checkpoint);
+      at = end;
+    }
+    const features = cache.companion(KeyFeatures);
     const chunkEnds =
-      plan.policy.needs?.pooled?.boundaryLayer !== undefined && companion instanceof KeyFeatures
-        ? [...companion.chunks(nLayers - 1).ends]
+      plan.policy.needs?.pooled?.boundaryLayer !== undefined && features
+        ? [...features.chunks(nLayers - 1).ends]
         : [];
     return {
       ...{ tokenIds: ids, pageTokens: PAGE_TOKENS, nPages, nLayers, nKvHeads, isRead, chunkEnds },

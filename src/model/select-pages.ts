@@ -148,8 +148,9 @@ function featuresOf(
   { nLayers, nKvHeads, headDim }: AttentionShape,
   features: NonNullable<AttentionPlan["features"]>,
 ): KeyFeatures {
-  if (!cache.companion) cache.attach(new KeyFeatures({ nLayers, nKvHeads, headDim, ...features }));
-  const { companion } = cache;
-  if (companion instanceof KeyFeatures) return companion;
-  throw internalError("a cache with a companion of another kind");
+  const existing = cache.companion(KeyFeatures);
+  if (existing) return existing;
+  const made = new KeyFeatures({ nLayers, nKvHeads, headDim, ...features });
+  cache.attach(made);
+  return made;
 }

@@ -5,9 +5,13 @@ import { after, describe, test } from "node:test";
 import { InlayError } from "../../src/errors.ts";
 import { collect, greedy, loadEngine } from "../fixtures/engine.ts";
 import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
+import { nodeGpu } from "../fixtures/node-gpu.ts";
+
+const MODEL = tinyGguf("tiny-llama", { seed: 4 });
+const gpu = await nodeGpu();
 
 describe("attention maps", async () => {
-  const engine = await loadEngine(tinyGguf("tiny-llama", { seed: 4 }), { prefillChunk: 100 });
+  const engine = await loadEngine(MODEL, { prefillChunk: 100 });
   after(() => engine.dispose());
   const text = "All human beings are born free and equal in dignity and rights. ".repeat(8);
 
@@ -38,6 +42,19 @@ describe("attention maps", async () => {
     assert.ok(isRead.reduce((a, b) => a + b, 0) < (0.95 * isRead.length * (nPages + 1)) / (2 * nPages));
     assert.ok(kept.every((share) => share > 0 && share <= 1 + 1e-6) && kept.some((share) => share < 0.999));
     assert.ok(chunkEnds.length > 1 && chunkEnds.at(-1)! <= tokenIds.length);
+  });
+
+  test("hybrid reads what WASM reads", { skip: gpu.skip }, async () => {
+    const hybrid = await loadEngine(MODEL, { device: "hybrid" });
+    const options = { policy: "dhsa", budget: 0.1 } as const;
+    const [there, here] = [
+      await hybrid.attentionMap(text, options),
+      await engine.attentionMap(text, options),
+    ];
+    assert.deepEqual(there.chunkEnds, here.chunkEnds);
+    const nOff = there.isRead.reduce((n, x, i) => n + (x === here.isRead[i] ? 0 : 1), 0);
+    assert.ok(nOff <= 0.01 * here.isRead.length, `${nOff} of ${here.isRead.length} pages differ`);
+    await hybrid.dispose();
   });
 
   test("bytes: f16 is half of f32, and quantized pages are what is left of the middle", async () => {

@@ -149,7 +149,7 @@ describe("chunk features", () => {
     cache.attach(f);
     const run = (c: PagedCache, from: number, to: number, commits = true) => {
       c.reserve(to - from);
-      feed(c.companion as KeyFeatures, keys, from, to);
+      feed(c.companion(KeyFeatures)!, keys, from, to);
       if (commits) c.commit(to - from);
       else c.truncate(from);
     };
@@ -159,7 +159,7 @@ describe("chunk features", () => {
       return [g.chunks(0).ends, [...g.chunkFeatures(1)], [...g.granuleSums(1)]];
     };
     const state = (c: PagedCache) => {
-      const g = c.companion as KeyFeatures;
+      const g = c.companion(KeyFeatures)!;
       return [g.chunks(0).ends, [...g.chunkFeatures(1)], [...g.granuleSums(1)]];
     };
     run(cache, 0, 203);

@@ -158,6 +158,65 @@ describe("run", () => {
   });
 });
 
+describe("pin", () => {
+  const doc = join(folder, "doc.txt");
+  const out = join(folder, "doc.inlaykv");
+  writeFileSync(doc, "The handbook says: be kind.\n");
+
+  test("writes a file from which run goes on without prefilling it", () => {
+    const pinned = json("pin", MODEL, "--file", doc, "--out", out, "--device", "wasm", "--threads", "1");
+    assert.equal(pinned.status, 0, pinned.stderr);
+    assert.deepEqual(Object.keys(pinned.value).sort(), [
+      "attention",
+      "bits",
+      "bytes",
+      "file",
+      "id",
+      "raw",
+      "seconds",
+      "tokens",
+    ]);
+    assert.equal(pinned.value.id, "doc.txt");
+    assert.equal(pinned.value.bytes, readFileSync(out).byteLength);
+    const { status, value } = json(...RUN, "--pinned", out, "--prompt", "Hello", "--max-tokens", "7");
+    assert.equal(status, 0);
+    assert.equal(value.usage.prompt_tokens_details.cached_tokens, pinned.value.tokens);
+    assert.ok(value.timings.restore_s > 0);
+    const system = readFileSync(doc, "utf8");
+    const whole = json(...RUN, "--system", system, "--prompt", "Hello", "--max-tokens", "7").value;
+    assert.deepEqual(value.promptTokenIds, whole.promptTokenIds);
+    assert.deepEqual(value.tokenIds, whole.tokenIds);
+  });
+
+  test("--raw pins the text as it is", () => {
+    const { value } = json(
+      "pin",
+      MODEL,
+      "--file",
+      doc,
+      "--out",
+      out,
+      "--raw",
+      "--id",
+      "x",
+      "--device",
+      "wasm",
+    );
+    assert.deepEqual({ id: value.id, raw: value.raw }, { id: "x", raw: true });
+    const run = json(...RUN, "--pinned", out, "--prompt", "Hello", "--max-tokens", "3").value;
+    assert.equal(run.usage.prompt_tokens_details.cached_tokens, value.tokens);
+    const raw = json(
+      ...RUN,
+      "--raw",
+      "--prompt",
+      `${readFileSync(doc, "utf8")}Hello`,
+      "--max-tokens",
+      "3",
+    ).value;
+    assert.deepEqual(run.tokenIds, raw.tokenIds);
+  });
+});
+
 describe("errors", () => {
   const cases: [string, string[], number, RegExp][] = [
     ["no command", [], 2, /usage/],
@@ -170,6 +229,19 @@ describe("errors", () => {
       ["run", MODEL, "--prompt", "x", "--max-tokens", "many"],
       2,
       /--max-tokens is "many"/,
+    ],
+    ["nothing to pin", ["pin", MODEL, "--out", "x"], 2, /--file is missing/],
+    [
+      "a document that is not there",
+      ["pin", MODEL, "--file", join(folder, "no.txt"), "--out", "x"],
+      1,
+      /cannot read .*no\.txt/,
+    ],
+    [
+      "a pinned prompt that is none",
+      [...RUN, "--prompt", "x", "--pinned", MODEL],
+      1,
+      /not an \.inlaykv file/,
     ],
     ["contradicting modes", ["run", MODEL, "--prompt", "x", "--raw", "--chat"], 2, /exclude each other/],
     [

@@ -12,7 +12,8 @@ const found = await nodeGpu();
 const { skip } = found;
 
 const BYTES = tinyGguf("tiny-llama", { type: "F32", seed: 6 });
-const PROMPT = Array.from({ length: 70 }, (_, i) => 30 + ((i * 53) % 250));
+// Answers cross the 256th token, where attention moves from WASM to the GPU.
+const PROMPT = Array.from({ length: 245 }, (_, i) => 30 + ((i * 53) % 250));
 
 describe("device hybrid", { skip }, () => {
   if (found.skip !== false) return;

@@ -2,11 +2,12 @@
 
 import assert from "node:assert/strict";
 import { after, describe, test } from "node:test";
+import { FORMAT_CODES } from "../../src/backend/wasm/page-converter.ts";
 import { HybridAttention } from "../../src/backend/webgpu/hybrid-attention.ts";
 import { compileKernels, defaultTuning } from "../../src/backend/webgpu/kernels.ts";
 import { GpuPageStore } from "../../src/backend/webgpu/page-store.ts";
 import { ReadBacks } from "../../src/backend/webgpu/read-back.ts";
-import { CLIP, CODE_BITS, quantizedPageBytes } from "../../src/kv/quantize.ts";
+import { CLIP, quantizedPageBytes } from "../../src/kv/quantize.ts";
 import {
   ArrayTensors,
   attendChunk,
@@ -72,7 +73,7 @@ describe("quantized pages on WebGPU", { skip }, () => {
             );
           }
         }
-      const frozen = [slots[1]!, slots[0]!].map((slot) => store.cold!.freeze(slot, 0));
+      const frozen = [slots[1]!, slots[0]!].map((slot) => store.cold!.freeze(slot, cold, 0));
       await store.prepare();
       const bytes = 2 * quantizedPageBytes(cold, headDim);
       const readBacks = new ReadBacks(device);
@@ -96,7 +97,8 @@ describe("quantized pages on WebGPU", { skip }, () => {
             const hot = wasm.alloc(page.byteLength, "test");
             const out = wasm.alloc(bytes, "test");
             wasm.f32(hot, page.length).set(page);
-            assert.equal(wasm.call("kv_quantize_slot", hot, 1, headDim, CODE_BITS[cold], CLIP[cold], out), 0);
+            const [from, to] = [FORMAT_CODES.f32, FORMAT_CODES[cold]];
+            assert.equal(wasm.call("kv_convert_pages", hot, from, 1, headDim, CLIP[cold], to, out), 0);
             const expected = wasm.bytes(out, bytes);
             const at = ((frozen[i]! - 2 ** 31) * 2 + head) * bytes;
             const nOff = expected.reduce((n, byte, j) => n + (byte === actual[at + j] ? 0 : 1), 0);

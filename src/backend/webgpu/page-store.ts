@@ -11,9 +11,10 @@
 import { InlayError } from "../../errors.ts";
 import { type PageFormat, pageBytes } from "../../kv/page.ts";
 import type { ColdSlots, SlotStore } from "../../kv/paged-cache.ts";
-import { type QuantizedFormat, quantizedPageBytes } from "../../kv/quantize.ts";
+import { type QuantizedFormat, wholePageBytes } from "../../kv/quantize.ts";
 import { BufferGroup } from "./buffers.ts";
 import type { GpuDevice } from "./device.ts";
+import { ReadBacks } from "./read-back.ts";
 import { SlotBuffers } from "./slot-buffers.ts";
 import { BufferUse } from "./usage.ts";
 
@@ -56,11 +57,14 @@ interface Job {
 
 export class GpuPageStore implements SlotStore {
   readonly slotBytes: number;
+  readonly format: PageFormat;
   /** Slots that the device's buffer limits allow. */
   readonly maxSlots: number;
   readonly cold: ColdSlots | undefined;
   /** Bytes of a slot in one of a layer's two buffers. */
   readonly #stride: number;
+  /** Bytes of a cold slot in a layer's buffer. */
+  readonly #coldStride: number;
   readonly #group: BufferGroup;
   readonly #hot: SlotBuffers;
   readonly #cold: SlotBuffers | undefined;
@@ -78,15 +82,17 @@ export class GpuPageStore implements SlotStore {
     const { nLayers, nKvHeads, headDim, format } = shape;
     this.#stride = nKvHeads * pageBytes(format, headDim);
     this.slotBytes = 2 * nLayers * this.#stride;
+    this.format = format;
     this.#group = new BufferGroup(device, "kv");
     const hot = { nLayers, names: ["k", "v"], stride: this.#stride, initialSlots, format };
     this.#hot = new SlotBuffers(device, this.#group, hot);
     this.maxSlots = this.#hot.maxSlots;
+    this.#coldStride = shape.cold ? nKvHeads * wholePageBytes(shape.cold, headDim) : 0;
     if (shape.cold && codec) {
-      const stride = nKvHeads * 2 * quantizedPageBytes(shape.cold, headDim);
+      const stride = this.#coldStride;
       const cold = { nLayers, names: ["cold"], stride, initialSlots, format: shape.cold };
       this.#cold = new SlotBuffers(device, this.#group, cold);
-      this.cold = this.#coldSlots(this.#cold, nLayers * stride);
+      this.cold = this.#coldSlots(this.#cold, shape.cold, nLayers * stride);
     }
   }
 
@@ -107,6 +113,60 @@ export class GpuPageStore implements SlotStore {
   /** Copies the whole slot, at the next `prepare`. */
   copy(from: number, to: number, _nTokens: number): void {
     this.#jobs.push({ kind: "copy", from, to });
+  }
+
+  layerBytes(slots: readonly number[]): number {
+    return slots.reduce((sum, slot) => sum + (slot >= COLD ? this.#coldStride : 2 * this.#stride), 0);
+  }
+
+  /** Reads back one layer of `slots`, with no recorded command unsubmitted. */
+  async read(layer: number, slots: readonly number[]): Promise<Uint8Array<ArrayBuffer>> {
+    await this.prepare();
+    const byteLength = this.layerBytes(slots);
+    const readBacks = new ReadBacks(this.device);
+    try {
+      return await readBacks.read(
+        `reading ${slots.length} KV pages of layer ${layer}`,
+        byteLength,
+        (target) => {
+          const encoder = this.device.handle.createCommandEncoder({ label: `${this.device.label} kv read` });
+          for (const { buffer, offset, at, size } of this.#places(layer, slots))
+            encoder.copyBufferToBuffer(buffer, offset, target, at, size);
+          this.device.handle.queue.submit([encoder.finish()]);
+        },
+        (bytes) => new Uint8Array(bytes.slice(0, byteLength)),
+      );
+    } finally {
+      readBacks.dispose();
+    }
+  }
+
+  /** Uploads one layer of `slots`, with no recorded command unsubmitted. */
+  async write(layer: number, slots: readonly number[], pages: Uint8Array<ArrayBuffer>): Promise<void> {
+    await this.prepare();
+    this.device.assertLive();
+    for (const { buffer, offset, at, size } of this.#places(layer, slots))
+      this.device.handle.queue.writeBuffer(buffer, offset, pages, at, size);
+  }
+
+  /** Where each page of (slots, nKvHeads, K then V) lies: `at` in that order, `offset` in `buffer`. */
+  *#places(layer: number, slots: readonly number[]) {
+    const { k, v, cold } = this.layer(layer, slots);
+    const { nKvHeads, format, headDim } = this.shape;
+    const size = pageBytes(format, headDim);
+    let at = 0;
+    for (const slot of slots) {
+      if (slot >= COLD) {
+        yield { buffer: cold!, offset: (slot - COLD) * this.#coldStride, at, size: this.#coldStride };
+        at += this.#coldStride;
+        continue;
+      }
+      for (let head = 0; head < nKvHeads; head++)
+        for (const buffer of [k, v]) {
+          yield { buffer, offset: (slot * nKvHeads + head) * size, at, size };
+          at += size;
+        }
+    }
   }
 
   /**
@@ -137,10 +197,13 @@ export class GpuPageStore implements SlotStore {
   }
 
   /** Pages are not looked at for values that are not finite: that would be a read-back. f16 pages hold none. */
-  #coldSlots(cold: SlotBuffers, slotBytes: number): ColdSlots {
+  #coldSlots(cold: SlotBuffers, format: QuantizedFormat, slotBytes: number): ColdSlots {
     return {
-      slotBytes,
-      has: (slot) => slot >= COLD,
+      automatic: format,
+      formats: [format],
+      slotBytes: () => slotBytes,
+      formatOf: (slot) => (slot >= COLD ? format : undefined),
+      allocate: () => COLD + cold.allocate(),
       freeze: (slot) => {
         const to = cold.allocate();
         this.#jobs.push({ kind: "freeze", from: slot, to });
