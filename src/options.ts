@@ -4,6 +4,7 @@ import { DECODE_POLICIES, PREFILL_POLICIES } from "./attention/names.ts";
 import { InlayError } from "./errors.ts";
 import type { SamplingParams } from "./generate/sampling-params.ts";
 import {
+  checkArray,
   checkKnownNames,
   checkNumber,
   checkObject,
@@ -69,6 +70,11 @@ export interface LoadOptions {
     decode?: DecodeAttention | undefined;
     /** Share of the keys before a query that a sparse method reads; 1 is dense. 0 < budget <= 1. @default 0.25 */
     budget?: number | undefined;
+    /**
+     * [layer][KV head]: multiplies `budget` for that head, so that heads that look far read more and others less; a head
+     * reads at most everything. `inlay eval --head-budgets` makes them. 0 < factor <= 100. @default 1 for all
+     */
+    headBudgets?: readonly (readonly number[])[] | undefined;
   };
   kvCache?: {
     /** @default "auto" */
@@ -108,6 +114,8 @@ export interface ResolvedLoadOptions {
     readonly prefill: PrefillAttention;
     readonly decode: DecodeAttention;
     readonly budget: number;
+    /** null = 1 for all. */
+    readonly headBudgets: readonly (readonly number[])[] | null;
   };
   readonly kvCache: { readonly format: KvFormat };
   readonly threads: number | "auto";
@@ -140,6 +148,7 @@ const LOAD_DEFAULTS = {
 const LOAD_BOUNDS = {
   contextLength: { min: 1, max: 1 << 24, isInteger: true },
   budget: { min: 0, aboveMin: true, max: 1 },
+  headBudget: { min: 0, aboveMin: true, max: 100 },
   threads: { min: 1, max: 64, isInteger: true },
   prefillChunk: { min: 1, max: 8192, isInteger: true },
 } as const satisfies Record<string, NumberBounds>;
@@ -190,7 +199,7 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
     "prefillChunk",
     "chatTemplate",
   ]);
-  const attention = section(given, "attention", ["prefill", "decode", "budget"]);
+  const attention = section(given, "attention", ["prefill", "decode", "budget", "headBudgets"]);
   const kvCache = section(given, "kvCache", ["format"]);
   const assets = section(given, "assets", ["wasm", "worker"]);
   return {
@@ -210,6 +219,10 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
         LATER_ATTENTION,
       ),
       budget: checkNumber("attention.budget", attention.budget ?? LOAD_DEFAULTS.budget, LOAD_BOUNDS.budget),
+      headBudgets:
+        attention.headBudgets === undefined
+          ? null
+          : checkHeadBudgets("attention.headBudgets", attention.headBudgets),
     },
     kvCache: {
       format: checkOneOf("kvCache.format", kvCache.format ?? LOAD_DEFAULTS.format, KV_FORMATS),
@@ -268,6 +281,15 @@ function implemented<T extends string>(
   if (typeof value === "string" && later.includes(value))
     throw notSupported(option, value, `it has ${oneOf(allowed)}`);
   return checkOneOf(option, value, allowed);
+}
+
+/** Factors by layer and KV head. Whether they fit the model is known once it is open. */
+export function checkHeadBudgets(option: string, value: unknown): number[][] {
+  return checkArray(option, value).map((heads, layer) =>
+    checkArray(`${option}[${layer}]`, heads).map((factor, head) =>
+      checkNumber(`${option}[${layer}][${head}]`, factor, LOAD_BOUNDS.headBudget),
+    ),
+  );
 }
 
 function checkUrl(option: string, value: unknown): string | null {

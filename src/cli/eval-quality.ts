@@ -4,6 +4,7 @@ import { readFile, writeFile } from "node:fs/promises";
 import { PREFILL_POLICIES } from "../attention/names.ts";
 import { InlayError } from "../errors.ts";
 import { type EvalModel, openEvalModel } from "../eval/eval-model.ts";
+import { headBudgets } from "../eval/head-budgets.ts";
 import { evaluateQuality, type QualityReport, qualityCases } from "../eval/quality.ts";
 import { qualityChart } from "../eval/quality-chart.ts";
 import { openSources } from "../gguf/source.ts";
@@ -11,13 +12,15 @@ import { nodeHost } from "../host/node.ts";
 import { openPaths, shardPaths } from "../host/node-files.ts";
 import type { CacheFormat } from "../kv/page.ts";
 import { checkNumber, checkOneOf } from "../option-checks.ts";
+import { checkHeadBudgets } from "../options.ts";
 import { readArguments, UsageError } from "./arguments.ts";
-import { modelSource } from "./model-argument.ts";
+import { modelSource, readHeadBudgets } from "./model-argument.ts";
 import { ProgressBar } from "./progress-bar.ts";
 
 export const EVAL_QUALITY_USAGE =
   "inlay eval MODEL --perplexity TEXTFILE [--tokens N] [--skip CHARACTERS] [--attention dense,dhsa,…]\n" +
-  "          [--budget 0.25,0.125] [--kv f16,q4,…] [--chunk N] [--svg FILE] [--device wasm|hybrid] [--threads N] [--json]";
+  "          [--budget 0.25,0.125] [--kv f16,q4,…] [--chunk N] [--svg FILE] [--head-budgets FILE]\n" +
+  "          [--save-head-budgets FILE] [--device wasm|hybrid] [--threads N] [--json]";
 
 const OPTIONS = {
   perplexity: "string",
@@ -27,6 +30,8 @@ const OPTIONS = {
   budget: "string",
   kv: "string",
   chunk: "integer",
+  "head-budgets": "string",
+  "save-head-budgets": "string",
   svg: "string",
   device: "string",
   threads: "integer",
@@ -57,6 +62,9 @@ export async function evalQuality(args: readonly string[], signal: AbortSignal):
   const chunk = checkNumber("--chunk", options.chunk ?? 128, { min: 1, max: 8192, isInteger: true });
   const skip = checkNumber("--skip", options.skip ?? 0, { min: 0, max: 2 ** 31, isInteger: true });
 
+  const headFile = options["head-budgets"];
+  const headFactors =
+    headFile === undefined ? null : checkHeadBudgets("--head-budgets", await readHeadBudgets(headFile));
   const bar = new ProgressBar();
   const argument = modelSource(positionals[0]!);
   const isPath = typeof argument === "string" && !/^[a-z][a-z0-9+.-]+:/i.test(argument);
@@ -74,6 +82,7 @@ export async function evalQuality(args: readonly string[], signal: AbortSignal):
     const report = await evaluateQuality(model, await textIds(model, path, skip, nTokens), {
       cases: qualityCases(policies, budgets, formats),
       chunk,
+      headBudgets: headFactors,
       signal,
       onProgress: (done, total) =>
         bar.update(`run ${Math.min(total, Math.floor(done) + 1)} of ${total}`, done / total),
@@ -81,6 +90,8 @@ export async function evalQuality(args: readonly string[], signal: AbortSignal):
     const { name, fileType } = model.config;
     const title = `${name} ${fileType} on ${device}, ${path.replace(/^.*\//, "")}`;
     if (options.svg !== undefined) await writeFile(options.svg, qualityChart(report, title));
+    const saveTo = options["save-head-budgets"];
+    if (saveTo !== undefined) await writeFile(saveTo, factorsOf(report, model.config.nKvHeads));
     process.stdout.write(
       options.json
         ? `${JSON.stringify({ model: { name, fileType }, device, text: path, ...report })}\n`
@@ -89,6 +100,15 @@ export async function evalQuality(args: readonly string[], signal: AbortSignal):
   } finally {
     model.dispose();
   }
+}
+
+/** Of the first sparse case, as JSON with a line for each layer. */
+function factorsOf({ results }: QualityReport, nKvHeads: number): string {
+  const recall = results.find((result) => result.recall)?.recall;
+  if (!recall) throw new UsageError("--save-head-budgets needs a sparse policy among --attention");
+  return `[\n${headBudgets(recall, nKvHeads)
+    .map((heads) => `  ${JSON.stringify(heads)}`)
+    .join(",\n")}\n]\n`;
 }
 
 /** The first `nTokens` ids of a text file, or all of a shorter one. */

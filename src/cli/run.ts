@@ -15,7 +15,8 @@ import { ProgressBar } from "./progress-bar.ts";
 export const RUN_USAGE =
   "inlay run MODEL --prompt TEXT [--raw | --chat] [--system TEXT] [--pinned FILE.inlaykv] [--max-tokens N]\n" +
   "          [--temperature T] [--top-k K] [--top-p P] [--min-p P] [--seed S] [--stop TEXT] [--device auto|wasm|hybrid|webgpu]\n" +
-  "          [--threads N] [--context N] [--attention POLICY] [--decode-attention POLICY] [--budget B] [--kv FORMAT] [--json]";
+  "          [--threads N] [--context N] [--attention POLICY] [--decode-attention POLICY] [--budget B]\n" +
+  "          [--head-budgets FILE] [--kv FORMAT] [--json]";
 
 const OPTIONS = {
   ...MODEL_OPTIONS,

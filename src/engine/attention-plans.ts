@@ -38,6 +38,7 @@ export function attentionPlans(
   device: Pick<DevicePair, "kind" | "attention">,
 ): AttentionPlans {
   const shape = attentionShape(config);
+  const perKvHead = headFactors(config, attention.headBudgets);
   const make = (name: PolicyName) => createPolicy(name, shape, config.attentionScale);
   const open = (option: "prefill" | "decode", auto: PolicyName): AttentionPlan => {
     const asked = attention[option];
@@ -50,7 +51,8 @@ export function attentionPlans(
           'attention; use "dhsa", or device "wasm"',
         { option: `attention.${option}`, value: asked, device: device.kind },
       );
-    return { policy, budget: budgetOf(policy, option, attention.budget, isAuto ? AUTO_DENSE_BELOW : 0) };
+    const budget = budgetOf(policy, option, attention.budget, isAuto ? AUTO_DENSE_BELOW : 0);
+    return { policy, budget: { ...budget, perKvHead } };
   };
   // A context that never leaves the dense range needs no features of its keys. On device "webgpu" a sparse policy reads
   // something back in every layer; whether that pays has been measured on software adapters only.
@@ -73,4 +75,20 @@ function budgetOf(
   if (policy.name === "dense") return EVERYTHING;
   const local = phase === "prefill" ? LOCAL : DECODE_LOCAL;
   return { tokens: LEAST_TOKENS, fraction, sinks: SINKS, local, denseBelow };
+}
+
+/** Throws `invalid-option` where the factors are not those of this model's heads. */
+function headFactors(
+  { nLayers, nKvHeads }: ModelConfig,
+  factors: readonly (readonly number[])[] | null,
+): Float32Array | undefined {
+  if (!factors) return undefined;
+  const wrong = factors.find((heads) => heads.length !== nKvHeads);
+  if (factors.length === nLayers && !wrong) return Float32Array.from(factors.flat());
+  throw new InlayError(
+    "invalid-option",
+    `attention.headBudgets has ${factors.length} layers${wrong ? `, one of them of ${wrong.length} heads` : ""}; ` +
+      `this model has ${nLayers} layers of ${nKvHeads} KV heads`,
+    { option: "attention.headBudgets", layers: factors.length, nLayers, nKvHeads },
+  );
 }

@@ -217,7 +217,8 @@ export class Engine {
         `the text has ${ids.length} tokens; an attention map is made of 1 to ${most}`,
         { tokens: ids.length, most },
       );
-    const attention = { prefill: policy, decode: "dense", budget } as const;
+    const { headBudgets } = options.attention;
+    const attention = { prefill: policy, decode: "dense", budget, headBudgets } as const;
     const { prefill } = attentionPlans(config, contextLength, { attention }, device);
     const ended = this.#life.signal;
     const release = await this.#queue.enter(ended);

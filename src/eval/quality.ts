@@ -32,6 +32,8 @@ export interface QualityOptions {
   readonly chunk?: number | undefined;
   /** The first position that counts. @default half of the text */
   readonly from?: number | undefined;
+  /** As `attention.headBudgets`, for every sparse case. @default null */
+  readonly headBudgets?: readonly (readonly number[])[] | null | undefined;
   /** Of the counted queries, every how manieth has its attention measured. @default 7 */
   readonly recallStride?: number | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -103,7 +105,7 @@ export async function evaluateQuality(
   const positionStride = Math.ceil((ids.length - 1 - from) / room);
   const isCounted = (t: number) => t >= from && t + 1 < ids.length && (t - from) % positionStride === 0;
   const total = cases.length + 1;
-  const text = { ids, chunk, isCounted, signal };
+  const text = { ids, chunk, headBudgets: options.headBudgets ?? null, isCounted, signal };
 
   const reference = new Map<number, Float32Array>();
   let nll = 0;
@@ -191,14 +193,16 @@ function planOf(
   attention: AttentionOps,
   nTokens: number,
   { policy, budget }: QualityCase,
+  headBudgets: readonly (readonly number[])[] | null,
 ): AttentionPlan {
-  const options = { attention: { prefill: policy, decode: "dense", budget } } as const;
+  const options = { attention: { prefill: policy, decode: "dense", budget, headBudgets } } as const;
   return attentionPlans(config, nTokens, options, { kind, attention }).prefill;
 }
 
 interface Reading {
   readonly ids: Uint32Array;
   readonly chunk: number;
+  readonly headBudgets: readonly (readonly number[])[] | null;
   isCounted(position: number): boolean;
   onLogits(position: number, logits: Float32Array): void;
   onRead(nTokens: number): void;
@@ -210,14 +214,14 @@ async function readText(
   model: EvalModel,
   wanted: QualityCase,
   watch: Pick<AttentionPlan, "tally" | "observer">,
-  { ids, chunk, isCounted, onLogits, onRead, signal }: Reading,
+  { ids, chunk, headBudgets, isCounted, onLogits, onRead, signal }: Reading,
 ): Promise<void> {
   const { vocabSize } = model.config;
   const attention = await model.openAttention(wanted.kv);
   const checkpoint = new Checkpoint(signal);
   const cache = attention.createCache();
   try {
-    const plan = { ...planOf(model, attention, ids.length, wanted), ...watch };
+    const plan = { ...planOf(model, attention, ids.length, wanted, headBudgets), ...watch };
     for (let at = 0; at < ids.length; at += chunk) {
       const part = ids.subarray(at, at + chunk);
       const logitsOf = part.some((_, i) => isCounted(at + i)) ? "all" : "none";

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { BoundaryDetector, LOOKAHEAD, MAX_CHUNK } from "../../src/attention/boundaries.ts";
 import { KeyFeatures } from "../../src/attention/key-features.ts";
-import { PagedCache, SlotPool } from "../../src/kv/paged-cache.ts";
+import { PagedCache, SlotPool, type SlotStore } from "../../src/kv/paged-cache.ts";
 import { poolRows } from "../fixtures/policy-case.ts";
 import { normals, uniform } from "../fixtures/random.ts";
 
@@ -142,7 +142,17 @@ describe("chunk features", () => {
 
   test("follow the cache: a failed call, a fork, a shorter prefix", () => {
     let slots = 0;
-    const store = { slotBytes: 1, allocate: () => slots++, release: () => {}, copy: () => {} };
+    // No page is read or written here.
+    const store: SlotStore = {
+      slotBytes: 1,
+      format: "f32",
+      allocate: () => slots++,
+      release: () => {},
+      copy: () => {},
+      layerBytes: () => 0,
+      read: () => new Uint8Array(),
+      write: () => {},
+    };
     const cache = new PagedCache(new SlotPool(store));
     const { keys } = topicalKeys(600, 9);
     const f = features(8, 0);

@@ -54,6 +54,7 @@ describe("docs/api.md names", () => {
       prefill: "attention",
       decode: "attention",
       budget: "attention",
+      headBudgets: "attention",
       format: "kvCache",
       wasm: "assets",
       worker: "assets",

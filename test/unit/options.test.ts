@@ -6,7 +6,7 @@ import { type LoadOptions, resolveContextLength, resolveLoadOptions } from "../.
 const DEFAULTS = {
   contextLength: "auto",
   device: "auto",
-  attention: { prefill: "auto", decode: "auto", budget: 0.25 },
+  attention: { prefill: "auto", decode: "auto", budget: 0.25, headBudgets: null },
   kvCache: { format: "auto" },
   threads: "auto",
   assets: { wasm: null, worker: null },
@@ -43,7 +43,7 @@ describe("defaults", () => {
   test("one section given leaves the others", () =>
     assert.deepEqual(resolve({ attention: { budget: 1 } }), {
       ...DEFAULTS,
-      attention: { prefill: "auto", decode: "auto", budget: 1 },
+      attention: { prefill: "auto", decode: "auto", budget: 1, headBudgets: null },
     }));
 });
 
@@ -59,7 +59,7 @@ test("everything given", () => {
   const resolved = resolveLoadOptions({
     contextLength: 16384,
     device: "hybrid",
-    attention: { prefill: "window", decode: "dhsa", budget: 0.5 },
+    attention: { prefill: "window", decode: "dhsa", budget: 0.5, headBudgets: [[1, 0.5]] },
     kvCache: { format: "f16" },
     threads: 4,
     assets: { wasm: new URL("https://example.com/inlay.wasm"), worker: "./engine-worker.js" },
@@ -120,6 +120,18 @@ describe("refused values", () => {
       name: "a budget of 0",
       options: { attention: { budget: 0 } },
       message: "attention.budget is 0; it must be a number with 0 < attention.budget <= 1",
+    },
+    {
+      name: "a head's budget of nothing",
+      options: {
+        attention: {
+          headBudgets: [
+            [1, 1],
+            [1, 0],
+          ],
+        },
+      },
+      message: /attention\.headBudgets\[1\]\[1\] is 0; it must be a number with 0 </,
     },
     { name: "a budget above 1", options: { attention: { budget: 1.01 } }, message: /budget is 1\.01/ },
     {

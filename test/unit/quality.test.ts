@@ -7,7 +7,8 @@ import type { Selection } from "../../src/attention/policy.ts";
 import { InlayError } from "../../src/errors.ts";
 import { AttentionRecall, type KeptAttention } from "../../src/eval/attention-recall.ts";
 import { openEvalModel } from "../../src/eval/eval-model.ts";
-import { evaluateQuality, qualityCases } from "../../src/eval/quality.ts";
+import { headBudgets } from "../../src/eval/head-budgets.ts";
+import { evaluateQuality, qualityCases, type Recall } from "../../src/eval/quality.ts";
 import { qualityChart } from "../../src/eval/quality-chart.ts";
 import { openSources } from "../../src/gguf/source.ts";
 import { TEST_HOST } from "../fixtures/engine.ts";
@@ -118,6 +119,49 @@ describe("the quality report", async () => {
     );
     assert.ok(Math.min(...window!.recall!.minByHead.flat()) === window!.recall!.min);
     assert.ok(dense2!.kvBytesPerToken < dense!.kvBytesPerToken / 4);
+  });
+
+  test("heads that lose more get more, on average the same, and then lose less", async () => {
+    const options = { cases: qualityCases(["dhsa"], [0.5], ["f16"]) };
+    const equal = (await evaluateQuality(model, ids, options)).results[0]!.recall!;
+    const { nLayers, nKvHeads } = model.config;
+    const factors = headBudgets(equal, nKvHeads);
+    assert.equal(factors.length, nLayers);
+    const flat = factors.flat();
+    assert.ok(Math.abs(flat.reduce((a, b) => a + b) / flat.length - 1) < 0.01, `${flat}`);
+    const lossOf = ({ meanByHead }: Recall) =>
+      meanByHead.map((heads) =>
+        Array.from({ length: nKvHeads }, (_, h) => 1 - (heads[2 * h]! + heads[2 * h + 1]!) / 2),
+      );
+    const lost = lossOf(equal).flat();
+    const most = lost.indexOf(Math.max(...lost));
+    assert.equal(flat.indexOf(Math.max(...flat)), most);
+    const other = (await evaluateQuality(model, ids, { ...options, headBudgets: factors })).results[0]!
+      .recall!;
+    if (flat[most]! > 1.05)
+      assert.ok(lossOf(other).flat()[most]! < lost[most]!, `${lossOf(other)} for ${lost}`);
+    assert.deepEqual(
+      headBudgets(
+        {
+          ...equal,
+          meanByHead: [
+            [1, 1],
+            [1, 1],
+          ],
+        },
+        1,
+      ),
+      [[1], [1]],
+    );
+  });
+
+  test("head budgets of another model are refused with both shapes", async () => {
+    const cases = qualityCases(["dhsa"], [0.5], ["f16"]);
+    await assert.rejects(
+      evaluateQuality(model, ids, { cases, headBudgets: [[1]] }),
+      (error) =>
+        error instanceof InlayError && /1 layers, one of them of 1 heads; this model has/.test(error.message),
+    );
   });
 
   test("the chart has a mark for every policy and budget, and no number that is none", async () => {

@@ -73,7 +73,7 @@ describe("quantized pages on WebGPU", { skip }, () => {
             );
           }
         }
-      const frozen = [slots[1]!, slots[0]!].map((slot) => store.cold!.freeze(slot, 0));
+      const frozen = [slots[1]!, slots[0]!].map((slot) => store.cold!.freeze(slot, cold, 0));
       await store.prepare();
       const bytes = 2 * quantizedPageBytes(cold, headDim);
       const readBacks = new ReadBacks(device);
