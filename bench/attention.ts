@@ -31,6 +31,8 @@ export interface AttentionBench {
   readonly build: "relaxed" | "simd";
   readonly format: PageFormat;
   readonly rounds: number;
+  /** Calls of a prompt that are timed. @default 8 */
+  readonly maxCalls?: number | undefined;
 }
 
 /** `dhsa-prefill/8k/wasm`: milliseconds of the prompt's attention in one layer, selection included, beside dense. */
@@ -72,7 +74,8 @@ export async function* benchAttention(
   try {
     for (const length of lengths) {
       const policy = createPolicy(bench.policy, shape, HEADS.headDim ** -0.5);
-      yield await measureSparse({ ops, attention, shape, policy, budget, length, rounds: bench.rounds });
+      const { rounds, maxCalls } = bench;
+      yield await measureSparse({ ops, attention, shape, policy, budget, length, rounds, maxCalls });
     }
   } finally {
     attention.dispose();

@@ -7,7 +7,9 @@ import { CHROMIUM_FLAGS } from "../tools/test/chromium-flags.mjs";
 import type { EngineOptions } from "./page/engine.ts";
 import type { KernelRequest, KernelTimes } from "./page/kernel-jobs.ts";
 import type { EngineName } from "./page/page.ts";
+import type { PinnedRequest, PinnedTimes } from "./page/pinned-job.ts";
 import type { BenchPrompt } from "./prompts.ts";
+import { rendererPeakBytes } from "./renderer-memory.ts";
 import { startServer } from "./server.ts";
 
 /** An engine that runs in the page. Times are seconds. */
@@ -71,7 +73,23 @@ export async function startBrowser() {
     const runKernel = (request: KernelRequest): Promise<KernelTimes> =>
       page.evaluate((r) => globalThis.bench.runKernel(r), request);
 
-    return { version: await browser.version(), load, runKernel, close };
+    const runPinned = (request: PinnedRequest): Promise<PinnedTimes> =>
+      page.evaluate((r) => globalThis.bench.runPinned(r), request);
+
+    const runListing = (modelUrl: string, n: number, rounds: number): Promise<number[]> =>
+      page.evaluate((url, count, r) => globalThis.bench.runListing(url, count, r), modelUrl, n, rounds);
+
+    const rendererPeak = () => rendererPeakBytes(browser.process()!.pid!);
+
+    return {
+      version: await browser.version(),
+      load,
+      runKernel,
+      runPinned,
+      runListing,
+      rendererPeakBytes: rendererPeak,
+      close,
+    };
   } catch (error) {
     await close();
     throw error;

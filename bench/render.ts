@@ -13,6 +13,8 @@ export interface ReportSection {
   owns(id: string): boolean;
   /** Ids that the section measures when it is asked to. */
   readonly ids: readonly string[];
+  /** Shown where results with ids that begin with `of` are. */
+  readonly pictures?: readonly { readonly file: string; readonly alt: string; readonly of: string }[];
   /** What it never measures, and why. */
   readonly leftOut: readonly LeftOut[];
 }
@@ -81,6 +83,8 @@ export function renderReport(report: BenchReport, sections: readonly ReportSecti
     const own = results.filter(({ id }) => section.owns(id));
     if (own.length > 0)
       parts.push(`## ${section.title}`, section.about, table(inOrder(own, section.ids), section.baseline));
+    for (const { file, alt, of } of section.pictures ?? [])
+      if (own.some(({ id }) => id.startsWith(of))) parts.push(`![${alt}](${file})`);
     for (const { what, reason } of section.leftOut) missing.push(`- ${what}: ${reason}`);
     const notRun = section.ids.filter((id) => !measured.has(id)).map((id) => `\`${id}\``);
     const more = notRun.length > SHOWN_IDS ? ` and ${notRun.length - SHOWN_IDS} more` : "";

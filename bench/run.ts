@@ -11,6 +11,7 @@
  */
 
 import fs from "node:fs";
+import path from "node:path";
 import { parseArgs } from "node:util";
 import { SetupError } from "../tools/setup/shell.mjs";
 import { type BenchBrowser, startBrowser } from "./browser.ts";
@@ -19,7 +20,10 @@ import { kernels } from "./kernels.ts";
 import { kvQuality } from "./kv-quality.ts";
 import { loading } from "./loading.ts";
 import { describeMachine, versions } from "./machine.ts";
+import { memory } from "./memory.ts";
 import { peers } from "./peers.ts";
+import { pinned } from "./pinned.ts";
+import { quality } from "./quality.ts";
 import { renderReport } from "./render.ts";
 import {
   type BenchReport,
@@ -33,7 +37,18 @@ import { type BenchContext, isAskedFor, type Section } from "./section.ts";
 import { sizes } from "./sizes.ts";
 import { sparseAttention } from "./sparse-attention.ts";
 
-const SECTIONS: readonly Section[] = [peers, kernels, busyCore, sparseAttention, loading, sizes, kvQuality];
+const SECTIONS: readonly Section[] = [
+  peers,
+  kernels,
+  busyCore,
+  sparseAttention,
+  loading,
+  sizes,
+  kvQuality,
+  quality,
+  pinned,
+  memory,
+];
 
 const SCRIPTS: readonly string[] = ["tokenizer", "matmul-webgpu", "attention-webgpu"];
 
@@ -90,6 +105,9 @@ async function main(): Promise<void> {
     browser: () => {
       browser ??= startBrowser();
       return browser;
+    },
+    savePicture: (file, content) => {
+      if (options.save) fs.writeFileSync(path.join(path.dirname(REPORT_MARKDOWN), file), content);
     },
     log: (line) => console.error(line),
   };

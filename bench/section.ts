@@ -10,6 +10,8 @@ export interface BenchContext {
   readonly repeat: number | undefined;
   /** Chromium, started by the first who asks. */
   browser(): Promise<BenchBrowser>;
+  /** Keeps a picture (SVG) beside the report, where its section names it. */
+  savePicture(file: string, content: string): void;
   /** Progress, for people. */
   log(line: string): void;
 }

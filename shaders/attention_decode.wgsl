@@ -2,7 +2,8 @@
 //   q           (n_tokens, n_heads, head_dim)           f32, row-major, after RoPE
 //   k_pages     (slots, n_kv_heads, head_dim, 32)       f32, or f16 pairs of neighbouring tokens
 //   v_pages     (slots, n_kv_heads, 32, head_dim)       f32, or f16 pairs of neighbouring dims
-//   page_table  (n_pages)                               physical slot of each logical page
+//   cold_pages  (cold slots, n_kv_heads, 2)             quantized K and V halves; see kv_quantize.wgsl
+//   page_table  (n_pages)                               physical slot of each logical page; high bit: among the cold ones
 //   selection   row_ptr (rows + 1), then pages, then optional masks; row = kv_head * n_blocks + block, or block
 //   out         (partials, n_tokens, n_heads, head_dim) f32, normalised
 //   lse         (partials, n_tokens, n_heads)           log2 of the sum of 2^x; -1e30 where nothing was read
@@ -20,6 +21,11 @@
 
 override head_dim: u32 = 64;      // multiple of 8, at most 256
 override page_f16: bool = true;   // false: f32 pages
+override cold_bits: u32 = 0;      // 8, 4 or 2 bits a code; 0: no page is quantized
+override range_channels: u32 = 8; // channels of a quantized page that share a range
+override range_words: u32 = head_dim / range_channels * 8;        // words of one parameter of a half page's ranges
+override half_words: u32 = 4 + 2 * range_words + head_dim * cold_bits;
+override code_words: u32 = max(cold_bits, 1);                     // words of a channel's codes; never 0, it divides
 override heads: u32 = 4;          // query heads together: 1, 4 or 8
 override wg_size: u32 = 64;       // multiple of 64, at most 256
 override quads: u32 = head_dim / 4;
@@ -28,6 +34,7 @@ override head_quads: u32 = (heads + 3) / 4;  // 1 or 2
 override pages_per_round: u32 = wg_size / 8;
 
 const page_tokens = 32u;
+const cold = 0x80000000u;  // set in the slot, and in the start, of a quantized page
 const masked = -3.0e38;   // score of a key that is not read: 2^(masked - m) is 0 for every m
 const nothing = -1.0e30;  // maximum over no keys: above `masked`, below every real score
 const tiny = 1.0e-30;     // below every non-empty sum
@@ -60,13 +67,14 @@ struct Params {
 @group(0) @binding(5) var<storage, read> selection: array<u32>;
 @group(0) @binding(6) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(7) var<storage, read_write> lse: array<f32>;
+@group(0) @binding(8) var<storage, read> cold_pages: array<u32>;  // any buffer where cold_bits is 0
 
 // Matrices hold 4 heads (columns of the WGSL type) of 4 neighbouring keys or dims; heads 4..7 follow as a second
 // set. Vectors of 8 heads are two columns of a mat2x4.
 var<workgroup> q_tile: array<mat4x4f, head_quads * quads>;
 var<workgroup> p_tile: array<mat4x4f, head_quads * wg_size>;     // one quad of keys per thread; sums at the end
 var<workgroup> per_thread: array<mat2x4f, wg_size + wg_size / 8>;
-var<workgroup> page_at: array<u32, pages_per_round>;             // first quad of each page of the round
+var<workgroup> page_at: array<u32, pages_per_round>;             // `page_start` of each page of the round
 
 /// Quad `i` of the K or V buffer, in units of 4 elements.
 fn k_quad(i: u32) -> vec4f {
@@ -85,9 +93,55 @@ fn v_quad(i: u32) -> vec4f {
   return bitcast<vec4f>(vec4u(v_pages[2u * i], v_pages[2u * i + 1u]));
 }
 
-/// First quad of a logical page, in K and in V.
-fn first_quad(page: u32, kv_head: u32) -> u32 {
-  return (page_table[page] * params.n_kv_heads + kv_head) * quads * page_tokens;
+/// Four E4M3 numbers. Subnormal ones are computed, not shifted into place: GPUs flush what f32 has of them.
+fn e4m3(word: u32) -> vec4f {
+  let bits = (vec4u(word) >> vec4u(0u, 8u, 16u, 24u)) & vec4u(0xffu);
+  let exponent = (bits >> vec4u(3u)) & vec4u(15u);
+  let mantissa = bits & vec4u(7u);
+  let normal = bitcast<vec4f>(((exponent + 120u) << vec4u(23u)) | (mantissa << vec4u(20u)));
+  let magnitude = select(normal, vec4f(mantissa) * 0.001953125, exponent == vec4u(0u));
+  return select(magnitude, -magnitude, (bits & vec4u(128u)) != vec4u(0u));
+}
+
+/// Channels c..c+3 (columns) of tokens 4x..4x+3 of the quantized half page at word `half`; c is a multiple of 4.
+fn cold_matrix(half: u32, c: u32, x: u32) -> mat4x4f {
+  let range_at = half + 4u + c / range_channels * 8u + x;
+  let scale = bitcast<f32>(cold_pages[half]);
+  let lo = e4m3(cold_pages[range_at]) * scale;
+  let step = e4m3(cold_pages[range_at + range_words]) * scale;
+  let codes_at = half + 4u + 2u * range_words + c * cold_bits + x % code_words;
+  let shift = vec4u(cold_bits * (x / code_words)) + vec4u(0u, 8u, 16u, 24u);
+  let low = vec4u((1u << cold_bits) - 1u);
+  return mat4x4f(
+    lo + step * vec4f((vec4u(cold_pages[codes_at]) >> shift) & low),
+    lo + step * vec4f((vec4u(cold_pages[codes_at + cold_bits]) >> shift) & low),
+    lo + step * vec4f((vec4u(cold_pages[codes_at + 2u * cold_bits]) >> shift) & low),
+    lo + step * vec4f((vec4u(cold_pages[codes_at + 3u * cold_bits]) >> shift) & low));
+}
+
+/// Where a logical page starts: its first quad in K and in V, or, with the high bit set, its first word among cold pages.
+fn page_start(page: u32, kv_head: u32) -> u32 {
+  let slot = page_table[page];
+  if (cold_bits != 0u && slot >= cold) {
+    return cold | (((slot & ~cold) * params.n_kv_heads + kv_head) * 2u * half_words);
+  }
+  return (slot * params.n_kv_heads + kv_head) * quads * page_tokens;
+}
+
+/// Dims 4d..4d+3 (columns) of keys 4x..4x+3.
+fn key_matrix(start: u32, d: u32, x: u32) -> mat4x4f {
+  if (cold_bits != 0u && start >= cold) { return cold_matrix(start & ~cold, 4u * d, x); }
+  let at = start + d * page_tokens + x;
+  return mat4x4f(k_quad(at), k_quad(at + 8u), k_quad(at + 16u), k_quad(at + 24u));
+}
+
+/// Values of keys 4j..4j+3 (columns), dims 4 * column...
+fn value_matrix(start: u32, j: u32, column: u32) -> mat4x4f {
+  if (cold_bits != 0u && start >= cold) {
+    return transpose(cold_matrix((start & ~cold) + half_words, 4u * column, j));
+  }
+  let at = start + j * 4u * quads + column;
+  return mat4x4f(v_quad(at), v_quad(at + quads), v_quad(at + 2u * quads), v_quad(at + 3u * quads));
 }
 
 /// Dot products to base-2 logits. tanh(y) = 1 - 2 / (e^2y + 1), whose error is absolute, as WGSL's tanh is not.
@@ -205,10 +259,9 @@ fn main(
       if (params.masks_at != 0u) { mask = selection[params.masks_at + i]; }
       bits = (visible(mask, page * page_tokens, query) >> (4u * (t % 8u))) & 15u;
       if (bits != 0u) {
-        let k_page = first_quad(page, kv_head) + t % 8u;
+        let k_page = page_start(page, kv_head);
         for (var d = 0u; d < quads; d++) {
-          let k_at = k_page + d * page_tokens;
-          let keys = mat4x4f(k_quad(k_at), k_quad(k_at + 8u), k_quad(k_at + 16u), k_quad(k_at + 24u));
+          let keys = key_matrix(k_page, d, t % 8u);
           if (heads == 1u) {
             dots_0[0] += keys * q_tile[d][0];
           } else {
@@ -232,7 +285,7 @@ fn main(
         most = mat2x4f(max(most[0], other[0]), max(most[1], other[1]));
       }
       per_thread[wg_size + t] = most;
-      if (round + t < end) { page_at[t] = first_quad(selection[params.pages_at + round + t], kv_head); }
+      if (round + t < end) { page_at[t] = page_start(selection[params.pages_at + round + t], kv_head); }
     }
     workgroupBarrier();
     var m_new = m;
@@ -259,9 +312,7 @@ fn main(
       if (heads > 4u) { acc_1 = scale_rows(acc_1, fade_1); }
       let n_quads = min(pages_per_round, end - round) * 8u;
       for (var j = slice; j < n_quads; j += slices) {
-        let v_at = page_at[j / 8u] + (j % 8u) * 4u * quads + column;
-        let values = mat4x4f(
-          v_quad(v_at), v_quad(v_at + quads), v_quad(v_at + 2u * quads), v_quad(v_at + 3u * quads));
+        let values = value_matrix(page_at[j / 8u], j % 8u, column);
         if (heads == 1u) {
           acc_0[0] += values * p_tile[j][0];
         } else {

@@ -3,8 +3,8 @@
 import { DECODE_POLICIES, PREFILL_POLICIES } from "./attention/names.ts";
 import { InlayError } from "./errors.ts";
 import type { SamplingParams } from "./generate/sampling-params.ts";
-import { isQuantized } from "./kv/quantize.ts";
 import {
+  checkArray,
   checkKnownNames,
   checkNumber,
   checkObject,
@@ -30,7 +30,7 @@ export type PrefillAttention = "auto" | (typeof PREFILL_POLICIES)[number];
 export type DecodeAttention = "auto" | (typeof DECODE_POLICIES)[number];
 /**
  * How keys and values are stored. "auto" is what is fastest on the device; "q8", "q4" and "q2" quantize all but the first
- * 32 and the last 128 tokens, on device "wasm".
+ * 32 and the last 128 tokens.
  */
 export type KvFormat = (typeof KV_FORMATS)[number];
 
@@ -70,6 +70,11 @@ export interface LoadOptions {
     decode?: DecodeAttention | undefined;
     /** Share of the keys before a query that a sparse method reads; 1 is dense. 0 < budget <= 1. @default 0.25 */
     budget?: number | undefined;
+    /**
+     * [layer][KV head]: multiplies `budget` for that head, so that heads that look far read more and others less; a head
+     * reads at most everything. `inlay eval --head-budgets` makes them. 0 < factor <= 100. @default 1 for all
+     */
+    headBudgets?: readonly (readonly number[])[] | undefined;
   };
   kvCache?: {
     /** @default "auto" */
@@ -109,6 +114,8 @@ export interface ResolvedLoadOptions {
     readonly prefill: PrefillAttention;
     readonly decode: DecodeAttention;
     readonly budget: number;
+    /** null = 1 for all. */
+    readonly headBudgets: readonly (readonly number[])[] | null;
   };
   readonly kvCache: { readonly format: KvFormat };
   readonly threads: number | "auto";
@@ -141,6 +148,7 @@ const LOAD_DEFAULTS = {
 const LOAD_BOUNDS = {
   contextLength: { min: 1, max: 1 << 24, isInteger: true },
   budget: { min: 0, aboveMin: true, max: 1 },
+  headBudget: { min: 0, aboveMin: true, max: 100 },
   threads: { min: 1, max: 64, isInteger: true },
   prefillChunk: { min: 1, max: 8192, isInteger: true },
 } as const satisfies Record<string, NumberBounds>;
@@ -191,13 +199,12 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
     "prefillChunk",
     "chatTemplate",
   ]);
-  const attention = section(given, "attention", ["prefill", "decode", "budget"]);
+  const attention = section(given, "attention", ["prefill", "decode", "budget", "headBudgets"]);
   const kvCache = section(given, "kvCache", ["format"]);
   const assets = section(given, "assets", ["wasm", "worker"]);
-  const device = checkOneOf("device", given.device ?? LOAD_DEFAULTS.device, DEVICES);
   return {
     contextLength: numberOr("contextLength", given.contextLength, LOAD_DEFAULTS.contextLength),
-    device,
+    device: checkOneOf("device", given.device ?? LOAD_DEFAULTS.device, DEVICES),
     attention: {
       prefill: implemented(
         "attention.prefill",
@@ -212,9 +219,13 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
         LATER_ATTENTION,
       ),
       budget: checkNumber("attention.budget", attention.budget ?? LOAD_DEFAULTS.budget, LOAD_BOUNDS.budget),
+      headBudgets:
+        attention.headBudgets === undefined
+          ? null
+          : checkHeadBudgets("attention.headBudgets", attention.headBudgets),
     },
     kvCache: {
-      format: checkKvFormat(kvCache.format, device),
+      format: checkOneOf("kvCache.format", kvCache.format ?? LOAD_DEFAULTS.format, KV_FORMATS),
     },
     threads: numberOr("threads", given.threads, LOAD_DEFAULTS.threads),
     assets: { wasm: checkUrl("assets.wasm", assets.wasm), worker: checkUrl("assets.worker", assets.worker) },
@@ -272,14 +283,12 @@ function implemented<T extends string>(
   return checkOneOf(option, value, allowed);
 }
 
-/** The GPU's kernels read no quantized pages. */
-function checkKvFormat(value: unknown, device: DeviceOption): KvFormat {
-  const format = checkOneOf("kvCache.format", value ?? LOAD_DEFAULTS.format, KV_FORMATS);
-  if (!isQuantized(format) || device === "wasm" || device === "auto") return format;
-  throw notSupported(
-    "kvCache.format",
-    format,
-    `device "${device}" has "auto", "f32" or "f16"; quantized caches need device "wasm"`,
+/** Factors by layer and KV head. Whether they fit the model is known once it is open. */
+export function checkHeadBudgets(option: string, value: unknown): number[][] {
+  return checkArray(option, value).map((heads, layer) =>
+    checkArray(`${option}[${layer}]`, heads).map((factor, head) =>
+      checkNumber(`${option}[${layer}][${head}]`, factor, LOAD_BOUNDS.headBudget),
+    ),
   );
 }
 

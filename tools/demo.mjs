@@ -35,7 +35,9 @@ async function demo() {
 In a browser:  ${server.url}/examples/chat/
 
   Try the sample model, drop a GGUF file on the page, or paste the address of one.
+  Questions about documents, which are read once and kept: ${server.url}/examples/document-qa/
   The smallest page that uses Inlay is ${server.url}/examples/minimal/
+  Which parts of a text a model looks at: ${server.url}/examples/attention-map/
   Ctrl+C ends the demo.
 `);
   for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => void server.close());

@@ -11,7 +11,7 @@
 #include "kernels/pool.h"
 #include "kernels/weights.h"
 #include "kv/page_codec.h"
-#include "kv/slot_codec.h"
+#include "kv/page_convert.h"
 
 // ---- weights ----------------------------------------------------------------------------------------------
 
@@ -104,19 +104,24 @@ int sample_page_masses(const AttendCall* call, const uint32_t* rows, int n_rows,
   return sample_masses(*call, rows, n_rows, n_pages, columns, diagonals);
 }
 
-// ---- quantized pages --------------------------------------------------------------------------------------
+// ---- page formats -----------------------------------------------------------------------------------------
 
-// Bytes of K, or of V, in one quantized page of one KV head.
-INLAY_EXPORT(kv_quantized_half_bytes) uint32_t kv_quantized_half_bytes(int head_dim, int bits) {
-  return uint32_t(quantized_half_bytes(head_dim, bits));
+// Bytes of K and V in one page of one KV head.
+INLAY_EXPORT(kv_page_bytes) uint32_t kv_page_bytes(int head_dim, uint32_t format) {
+  return uint32_t(page_bytes(head_dim, PageFormat(format)));
 }
 
-INLAY_EXPORT(kv_quantize_slot)
-int kv_quantize_slot(const float* pages, int n_pages, int head_dim, int bits, float clip, uint8_t* out) {
-  return quantize_slot(pages, n_pages, head_dim, bits, clip, out);
+INLAY_EXPORT(kv_convert_pages)
+int kv_convert_pages(const uint8_t* in, uint32_t from, int n_pages, int head_dim, float clip, uint32_t to, uint8_t* out) {
+  return convert_pages(in, PageFormat(from), n_pages, head_dim, clip, PageFormat(to), out);
 }
 
-INLAY_EXPORT(kv_dequantize_slot)
-int kv_dequantize_slot(const uint8_t* pages, int n_pages, int head_dim, int bits, float* out) {
-  return dequantize_slot(pages, n_pages, head_dim, bits, out);
+INLAY_EXPORT(kv_decode_keys)
+int kv_decode_keys(const uint8_t* pages, uint32_t format, int n_pages, int head_dim, float* out) {
+  return decode_keys(pages, PageFormat(format), n_pages, head_dim, out);
+}
+
+INLAY_EXPORT(kv_sum_keys)
+int kv_sum_keys(const uint8_t* pages, uint32_t format, int n_pages, int head_dim, int granule, float* out) {
+  return sum_keys(pages, PageFormat(format), n_pages, head_dim, granule, out);
 }

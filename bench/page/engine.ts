@@ -1,5 +1,6 @@
 /** What the benchmarks need of an engine, Inlay's or a rival's, in the page. */
 
+import type { LoadOptions } from "../../src/options.ts";
 import type { BenchPrompt } from "../prompts.ts";
 
 /** How an engine is started. */
@@ -7,6 +8,9 @@ export interface EngineOptions {
   /** Tokens of context. */
   readonly contextLength: number;
   readonly threads: number;
+  /** Inlay only. */
+  readonly attention?: LoadOptions["attention"];
+  readonly kvCache?: LoadOptions["kvCache"];
 }
 
 /** An engine with a model in it. */

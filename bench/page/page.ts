@@ -4,6 +4,7 @@ import type { BenchPrompt } from "../prompts.ts";
 import type { BenchEngine, EngineOptions } from "./engine.ts";
 import { loadInlay } from "./inlay-engine.ts";
 import type { KernelRequest, KernelTimes } from "./kernel-jobs.ts";
+import { measureListing, measurePinned, type PinnedRequest } from "./pinned-job.ts";
 import { loadWllama2 } from "./wllama-2-engine.ts";
 import { loadWllama3 } from "./wllama-3-engine.ts";
 
@@ -73,6 +74,10 @@ const steps = {
   },
 
   runKernel,
+  runPinned: async ({ modelUrl, ...request }: PinnedRequest) =>
+    measurePinned(await modelBlob(modelUrl), request),
+  runListing: async (modelUrl: string, n: number, rounds: number) =>
+    measureListing(await modelBlob(modelUrl), n, rounds),
   prefill: (key: string, prompt: BenchPrompt) => engine(key).prefill(prompt),
   decode: (key: string, prompt: BenchPrompt, nTokens: number) => engine(key).decode(prompt, nTokens),
 };

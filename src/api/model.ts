@@ -1,5 +1,6 @@
 /** A loaded model: what `loadModel` resolves to. */
 
+import { PREFILL_POLICIES } from "../attention/names.ts";
 import { resolveMessages } from "../chat/messages.ts";
 import { resolveChatRequest, resolveCompletionRequest } from "../chat/request.ts";
 import { collectCompletion, newCompletionHead } from "../chat/response.ts";
@@ -14,12 +15,15 @@ import type {
   CompletionRequest,
 } from "../chat/types.ts";
 import { InlayError } from "../errors.ts";
+import type { AttentionMap, AttentionMapOptions } from "../eval/attention-map.ts";
 import type { GenerateEvent } from "../generate/events.ts";
 import type { GenerateRequest, Prompt } from "../generate/request.ts";
 import { anySignal } from "../gguf/abort.ts";
+import { checkKnownNames, checkNumber, checkObject, checkOneOf } from "../option-checks.ts";
 import type { EngineClient } from "../rpc/client.ts";
 import type { MemoryReport, ModelInfo } from "../rpc/engine-api.ts";
 import type { DecodeOptions, EncodeOptions } from "../tokenizer/tokenizer.ts";
+import { type PinnedPrompt, PinnedPrompts, type PinOptions, pin } from "./pinned.ts";
 import { Session, type SessionOptions } from "./session.ts";
 
 /** How far a prompt has been read. */
@@ -60,6 +64,8 @@ export interface ChatCompletions {
 export class Model {
   /** OpenAI's shape: `model.chat.completions.create({ messages })`. */
   readonly chat: { readonly completions: ChatCompletions };
+  /** The prompts that are stored for this model. */
+  readonly pinned: PinnedPrompts;
   readonly #client: EngineClient;
   #disposed: Promise<void> | undefined;
 
@@ -70,6 +76,7 @@ export class Model {
     readonly config: ModelInfo,
   ) {
     this.#client = client;
+    this.pinned = new PinnedPrompts(client);
     const create = (request: ChatCompletionRequest, options?: RequestOptions) => this.#chat(request, options);
     this.chat = { completions: { create: create as ChatCompletions["create"] } };
   }
@@ -102,6 +109,15 @@ export class Model {
     return this.#client.call((engine) => engine.promptIds(prompt));
   }
 
+  /**
+   * Prefills text (as a system message, where the model has a chat template) or messages once, stores their keys and
+   * values under `id`, and opens them. If just that is stored already, it is only opened; anything else under the id is
+   * replaced. Rejects with `storage-quota`, `storage-failed`, `context-full`, `template-failed`, or `signal.reason`.
+   */
+  async pin(textOrMessages: string | readonly ChatMessage[], options: PinOptions): Promise<PinnedPrompt> {
+    return pin(this.#client, this.config.hasChatTemplate, textOrMessages, options);
+  }
+
   /** Opens a conversation that remembers its turns. */
   async createSession(options: SessionOptions = {}): Promise<Session> {
     return Session.open(this.config, this.#client, options);
@@ -125,6 +141,21 @@ export class Model {
     const options = { addGenerationPrompt: true };
     const ids = await this.promptIds({ kind: "chat", messages: resolveMessages(messages), options });
     return ids.length;
+  }
+
+  /**
+   * Reads a text with a policy, apart from all conversations, and tells which pages of 32 tokens each block of 32
+   * queries read, and how much of the model's attention lies on them: for looking at, not for answering.
+   * Throws `invalid-option` for more tokens than the context or 4096, and for what the device cannot do.
+   */
+  async attentionMap(text: string, options: AttentionMapOptions = {}): Promise<AttentionMap> {
+    if (typeof text !== "string")
+      throw new InlayError("invalid-option", `text is a ${typeof text}; it must be a string`);
+    checkKnownNames("", checkObject("options", options), ["policy", "budget"]);
+    const { policy = "dhsa", budget = 0.25 } = options;
+    checkOneOf("policy", policy, PREFILL_POLICIES);
+    checkNumber("budget", budget, { min: 0, aboveMin: true, max: 1 });
+    return this.#client.call((engine) => engine.attentionMap(text, { policy, budget }));
   }
 
   /** Bytes in use now. */

@@ -16,9 +16,12 @@ import { checkObject, invalidOption } from "../option-checks.ts";
 import type { EngineClient } from "../rpc/client.ts";
 import type { ModelInfo } from "../rpc/engine-api.ts";
 import type { RequestOptions } from "./model.ts";
+import type { PinnedPrompt } from "./pinned.ts";
 
 /** Options of `model.createSession`: how every turn is sampled, and what the conversation begins with. */
 export interface SessionOptions extends SamplingFields {
+  /** What the conversation begins with, before `initialPrompts`: an open prompt that was pinned as messages. @default none */
+  pinned?: PinnedPrompt | null | undefined;
   /** System prompt, examples, earlier turns. @default none */
   initialPrompts?: readonly ChatMessage[] | undefined;
   /** Ends opening the session; rejects with `signal.reason`. */
@@ -28,12 +31,15 @@ export interface SessionOptions extends SamplingFields {
 /** A user's message, or several messages. */
 export type SessionInput = string | readonly ChatMessage[];
 
+/** What every turn's request has beside its messages. */
+type SessionFields = Pick<SessionOptions, keyof SamplingFields | "pinned">;
+
 export class Session {
   /** Positions that the conversation may take. */
   readonly contextWindow: number;
   readonly #client: EngineClient;
   readonly #config: ModelInfo;
-  readonly #sampling: SamplingFields;
+  readonly #sampling: SessionFields;
   readonly #queue = new TaskQueue();
   readonly #life = new AbortController();
   #messages: readonly ChatMessage[];
@@ -54,7 +60,7 @@ export class Session {
   private constructor(
     config: ModelInfo,
     client: EngineClient,
-    sampling: SamplingFields,
+    sampling: SessionFields,
     messages: readonly ChatMessage[],
   ) {
     this.contextWindow = config.contextLength;
@@ -62,6 +68,7 @@ export class Session {
     this.#client = client;
     this.#sampling = sampling;
     this.#messages = messages;
+    this.#contextUsage = sampling.pinned?.info.tokens ?? 0;
   }
 
   /** Tokens that the conversation takes so far. */
@@ -120,6 +127,7 @@ export class Session {
         kind: "chat",
         messages: resolveMessages(messages),
         options: { addGenerationPrompt: false },
+        pinned: this.#sampling.pinned?.key,
       } as const;
       for await (const event of this.#client.prefill(prompt, signal)) {
         if (event.kind !== "prefill") continue;

@@ -20,6 +20,7 @@ import {
   type AttentionShape,
   type Budget,
   blockCount,
+  headBudget,
   type LayerView,
   type PolicyNeeds,
   type QueryBlocks,
@@ -103,9 +104,13 @@ export class DhsaPolicy implements SelectionPolicy {
     if (!querySums || !keys) throw internalError("dhsa without pooled queries and keys");
     const { nHeads, nKvHeads, headDim } = this.shape;
     const window = this.shape.window[layer];
-    const bounds = Array.from({ length: blockCount(blocks) }, (_, b) => rowBounds(blocks, b, budget, window));
+    // Per list, the bounds of each block.
+    const bounds = Array.from({ length: this.#nLists }, (_, list) => {
+      const own = this.#nLists === 1 ? budget : headBudget(budget, this.shape, layer, list);
+      return Array.from({ length: blockCount(blocks) }, (_, b) => rowBounds(blocks, b, own, window));
+    });
     const rows = new PageRows(blocks.qStart + blocks.qLen);
-    const isNeeded = bounds.some(({ isDense }) => !isDense);
+    const isNeeded = bounds.flat().some(({ isDense }) => !isDense);
     const candidates: Candidates = {
       chunks: keys.chunks(layer),
       queries: sumHeads(querySums, headDim, nHeads / this.#nLists),
@@ -116,7 +121,7 @@ export class DhsaPolicy implements SelectionPolicy {
     const remembered =
       blocks.qLen === 1 && isNeeded ? this.#recall(keys, layer, blocks.qStart, candidates) : undefined;
     for (let list = 0; list < this.#nLists; list++)
-      for (const [b, row] of bounds.entries()) {
+      for (const [b, row] of bounds[list]!.entries()) {
         const chosen = this.#fillRow(rows, row, b, list, candidates, remembered?.chosen[list]);
         if (remembered) remembered.chosen[list] = chosen;
         rows.close(row.end);

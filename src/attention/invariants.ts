@@ -5,6 +5,7 @@ import {
   type AttentionShape,
   type Budget,
   blockCount,
+  headBudget,
   keysToRead,
   lastQuery,
   type QueryBlocks,
@@ -63,7 +64,8 @@ export function assertSelection(
     }
     const oldest = window === undefined ? 0 : Math.max(0, first - window + 1);
     const visible = last + 1 - oldest;
-    const isDense = keysToRead(budget, blocks, b, visible) >= visible;
+    const own = s.headShared ? budget : headBudget(budget, s, s.layer, Math.floor(row / nBlocks));
+    const isDense = keysToRead(own, blocks, b, visible) >= visible;
     const mustFrom = isDense ? oldest : Math.max(oldest, first - budget.local);
     for (let t = mustFrom; t <= last; t++) {
       const mask = listed.get(Math.floor(t / PAGE_TOKENS)) ?? 0;

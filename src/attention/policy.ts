@@ -36,6 +36,11 @@ export interface Budget {
   readonly tokens: number;
   /** Share of the keys at or before the block, if that is more than `tokens`. 0 <= fraction <= 1. @default 0 */
   readonly fraction?: number | undefined;
+  /**
+   * (nLayers, nKvHeads): multiplies `fraction` for the lists of one KV head; a list that heads share is not touched. With
+   * a mean of 1 as much is read as without. @default all 1
+   */
+  readonly perKvHead?: Float32Array | undefined;
   /** The first `sinks` tokens are always read. */
   readonly sinks: number;
   /** The last `local` tokens before a block are always read. */
@@ -119,4 +124,16 @@ export function lastQuery(blocks: QueryBlocks, b: number): number {
 export function keysToRead(budget: Budget, blocks: QueryBlocks, b: number, visible: number): number {
   if (visible <= budget.denseBelow || lastQuery(blocks, b) >= (blocks.denseFrom ?? Infinity)) return visible;
   return Math.min(visible, Math.max(budget.tokens, Math.ceil((budget.fraction ?? 0) * visible)));
+}
+
+/** The budget of one KV head's own list. */
+export function headBudget(
+  budget: Budget,
+  { nKvHeads }: Pick<AttentionShape, "nKvHeads">,
+  layer: number,
+  kvHead: number,
+): Budget {
+  const { perKvHead, fraction = 0 } = budget;
+  if (!perKvHead) return budget;
+  return { ...budget, fraction: Math.min(1, fraction * perKvHead[layer * nKvHeads + kvHead]!) };
 }

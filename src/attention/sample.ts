@@ -10,14 +10,15 @@
 
 import { internalError } from "../errors.ts";
 import { PageRows } from "./page-rows.ts";
-import type {
-  AttentionShape,
-  Budget,
-  LayerView,
-  PolicyNeeds,
-  QueryBlocks,
-  Selection,
-  SelectionPolicy,
+import {
+  type AttentionShape,
+  type Budget,
+  headBudget,
+  type LayerView,
+  type PolicyNeeds,
+  type QueryBlocks,
+  type Selection,
+  type SelectionPolicy,
 } from "./policy.ts";
 import { Ranking } from "./ranking.ts";
 import { addLineRows } from "./vertical-slash.ts";
@@ -54,7 +55,8 @@ export class SamplePolicy implements SelectionPolicy {
     for (let h = 0; h < this.shape.nKvHeads; h++) {
       const columns = this.#heaviest(masses.columns.subarray(h * nPages, (h + 1) * nPages));
       const slashes = this.#heaviest(masses.diagonals.subarray(h * nPages, (h + 1) * nPages));
-      addLineRows(rows, this.#ranking, { columns, slashes }, blocks, budget, this.shape.window[layer]);
+      const own = headBudget(budget, this.shape, layer, h);
+      addLineRows(rows, this.#ranking, { columns, slashes }, blocks, own, this.shape.window[layer]);
     }
     return [rows.finish(layer, this.shape, blocks, false)];
   }

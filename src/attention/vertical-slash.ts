@@ -14,6 +14,7 @@ import {
   type AttentionShape,
   type Budget,
   blockCount,
+  headBudget,
   type LayerView,
   lastQuery,
   type PolicyNeeds,
@@ -55,7 +56,8 @@ export class VerticalSlashPolicy implements SelectionPolicy {
       const columns = new Float32Array(nPages);
       const slashes = new Float32Array(nPages);
       this.#addMasses(blocks, queries, sums, h, columns, slashes);
-      addLineRows(rows, this.#ranking, { columns, slashes }, blocks, budget, this.shape.window[layer]);
+      const own = headBudget(budget, this.shape, layer, h);
+      addLineRows(rows, this.#ranking, { columns, slashes }, blocks, own, this.shape.window[layer]);
     }
     return [rows.finish(layer, this.shape, blocks, false)];
   }

@@ -4,7 +4,8 @@
  * `Ops` is the linear algebra, `AttentionOps` the KV cache and attention. A device is a pair of them:
  *
  *     wasm     linear WASM    attention WASM
- *     hybrid   linear WASM    attention WebGPU   (q, k, v go up, the attended rows come back, once per layer)
+ *     hybrid   linear WASM    attention WASM up to 256 keys, then WebGPU (q, k, v go up, the attended rows come back,
+ *              once per layer)
  *     webgpu   linear WebGPU  attention WebGPU   (only one row of logits comes back)
  *
  * Tensors are opaque handles that live on one side; crossing is explicit and counted (see `Crossings`).
@@ -87,13 +88,14 @@ export interface Ops {
   /** Copies row `i` out: (1, width). */
   row(x: Tensor, i: number): Tensor;
   /**
-   * Sums of x over runs of tokens, for selection policies. Run i is tokens [ends[i-1], ends[i]). `sums`, on the host,
-   * is (nRuns, width): run 0 is added to what is there, the others start from zero. Absent where activations are not in WASM memory: policies that look at
-   * queries or keys cannot run there.
+   * Sums of x over runs of tokens, for selection policies: (nRuns, width). Run i is tokens [ends[i-1], ends[i]); run 0 starts
+   * from `first`, (width), which lies on the host, the others from zero.
    */
-  pool?(x: Tensor, ends: Uint32Array, sums: Float32Array): void;
-  /** Copies x to the host, (nTokens * width). The one place where results leave the device. */
+  pool(x: Tensor, ends: Uint32Array, first: Float32Array): Tensor;
+  /** Copies x to the host, (nTokens * width). This and `readAll` are where results leave the device. */
   read(x: Tensor): Promise<Float32Array> | Float32Array;
+  /** Copies several tensors to the host in one crossing. */
+  readAll(xs: readonly Tensor[]): Promise<Float32Array[]> | Float32Array[];
   /** Bytes held for weights and for scratch. */
   memory(): { weights: number; scratch: number };
   dispose(): void;
@@ -132,6 +134,8 @@ export interface AttentionOps {
   createCache(): PagedCache;
   /** Appends k and v, attends, and returns (nTokens, nHeads * headDim) on the side of `Ops`. */
   attend(call: AttendCall): Promise<Tensor> | Tensor;
+  /** No call may cross this position: keys before and after it are attended to in different places. */
+  readonly boundary?: number;
   /**
    * Appends k and v, and computes the attention probabilities of sampled rows (indices of the call's tokens) exactly.
    * Absent where keys are not in WASM memory.

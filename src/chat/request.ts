@@ -3,6 +3,7 @@
  * types, ranges, unknown fields. null and undefined mean that a field is absent.
  */
 
+import { PinnedPrompt } from "../api/pinned.ts";
 import { InlayError } from "../errors.ts";
 import type { GenerateRequest } from "../generate/request.ts";
 import type { SamplingParams } from "../generate/sampling-params.ts";
@@ -52,6 +53,7 @@ const CHAT_FIELDS = [
   "tool_choice",
   "chat_template_kwargs",
   "modalities",
+  "pinned",
 ] as const;
 
 /** Fields of OpenAI's API that do not change an answer given on one's own device: accepted, whatever their value. */
@@ -69,7 +71,6 @@ const IGNORED_FIELDS = [
 
 /** Fields that would change the answer and that this version does not have; with what to do instead. */
 const UNSUPPORTED_FIELDS: ReadonlyMap<string, string> = new Map([
-  ["pinned", "put the pinned text into messages"],
   ["audio", "ask for text"],
   ["functions", "use tools"],
   ["function_call", "use tools and tool_choice"],
@@ -108,6 +109,7 @@ export function resolveChatRequest(request: unknown): ResolvedChatRequest {
       tools: resolveTools(fields),
       variables: "chat_template_kwargs" in fields ? resolveVariables(fields.chat_template_kwargs) : {},
     },
+    ...resolvePinned(fields),
   } as const;
   return {
     model: "model" in fields ? checkString("model", fields.model) : undefined,
@@ -120,17 +122,27 @@ export function resolveChatRequest(request: unknown): ResolvedChatRequest {
 /** Checks a `CompletionRequest`. Throws `invalid-option` naming the field, its value and what is allowed. */
 export function resolveCompletionRequest(request: unknown): GenerateRequest {
   const fields = withoutAbsent(checkObject("request", request));
-  checkKnownNames("", fields, ["prompt", "ignore_eos", ...SAMPLING_FIELDS, ...IGNORED_FIELDS]);
+  checkKnownNames("", fields, ["prompt", "ignore_eos", "pinned", ...SAMPLING_FIELDS, ...IGNORED_FIELDS]);
   const { prompt } = fields;
   const ignoreEnd = "ignore_eos" in fields && checkBoolean("ignore_eos", fields.ignore_eos);
   const sampling = { ...resolveSampling(fields), ...(ignoreEnd && { ignoreEnd }) };
   if (typeof prompt === "string")
-    return { prompt: { kind: "text", text: prompt, parseSpecial: true }, ...sampling };
+    return {
+      prompt: { kind: "text", text: prompt, parseSpecial: true, ...resolvePinned(fields) },
+      ...sampling,
+    };
   const isIds =
     prompt instanceof Uint32Array ||
     (Array.isArray(prompt) && prompt.every((id) => Number.isInteger(id) && id >= 0 && id < 2 ** 32));
   if (!isIds) throw invalidOption("prompt", prompt, "a string or an array of token ids");
-  return { prompt: { kind: "ids", ids: Uint32Array.from(prompt) }, ...sampling };
+  return { prompt: { kind: "ids", ids: Uint32Array.from(prompt), ...resolvePinned(fields) }, ...sampling };
+}
+
+/** The engine's name of an open pinned prompt. */
+function resolvePinned({ pinned }: Fields): { pinned?: string } {
+  if (pinned === undefined) return {};
+  if (pinned instanceof PinnedPrompt) return { pinned: pinned.key };
+  throw invalidOption("pinned", pinned, "a pinned prompt from model.pin or model.pinned.open");
 }
 
 function withoutAbsent(fields: Fields): Fields {

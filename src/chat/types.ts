@@ -4,6 +4,7 @@
  * ignored (see src/chat/request.ts); everything else that is not here is refused.
  */
 
+import type { PinnedPrompt } from "../api/pinned.ts";
 import type { FinishReason, GenerateUsage } from "../generate/events.ts";
 import type { Json } from "../tokenizer/chat-template.ts";
 
@@ -112,6 +113,8 @@ export interface SamplingFields {
 /** What `model.chat.completions.create` takes. */
 export interface ChatCompletionRequest extends SamplingFields {
   messages: readonly ChatMessage[];
+  /** An open prompt that was pinned as messages; they come before `messages` and are not computed again. @default none */
+  pinned?: PinnedPrompt | null | undefined;
   /** Any name; it comes back in the answer. @default the loaded model's name */
   model?: string | undefined;
   /** true: the answer comes in chunks. @default false */
@@ -144,6 +147,8 @@ export interface ChatCompletionRequestNonStreaming extends ChatCompletionRequest
 export interface CompletionRequest extends SamplingFields {
   /** Text, in which special tokens are recognised by their text, or token ids, used as they are. */
   prompt: string | readonly number[] | Uint32Array;
+  /** An open prompt that comes before `prompt`, raw text before text. @default none */
+  pinned?: PinnedPrompt | null | undefined;
   /** Go on past the model's end tokens, up to `max_tokens`: for benchmarks. @default false */
   ignore_eos?: boolean | null | undefined;
 }

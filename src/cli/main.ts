@@ -5,6 +5,7 @@ import { UsageError } from "./arguments.ts";
 import { BENCH_USAGE, bench } from "./bench.ts";
 import { EVAL_USAGE, evaluate } from "./eval.ts";
 import { INSPECT_USAGE, inspect } from "./inspect.ts";
+import { PIN_USAGE, pin } from "./pin.ts";
 import { RUN_USAGE, run } from "./run.ts";
 import { DETOKENIZE_USAGE, detokenize, TOKENIZE_USAGE, tokenize } from "./vocabulary.ts";
 
@@ -18,6 +19,7 @@ const COMMANDS: Readonly<Record<string, Command>> = {
   tokenize: { usage: TOKENIZE_USAGE, execute: tokenize },
   detokenize: { usage: DETOKENIZE_USAGE, execute: detokenize },
   inspect: { usage: INSPECT_USAGE, execute: inspect },
+  pin: { usage: PIN_USAGE, execute: pin },
   bench: { usage: BENCH_USAGE, execute: bench },
   eval: { usage: EVAL_USAGE, execute: evaluate },
 };

@@ -1,7 +1,9 @@
 /** The MODEL argument and the options that say how it runs; shared by all commands. */
 
+import { readFile } from "node:fs/promises";
 import { loadModel } from "../api/load-model.node.ts";
 import type { Model } from "../api/model.ts";
+import { InlayError } from "../errors.ts";
 import type { HubFile } from "../gguf/source.ts";
 import type { DecodeAttention, DeviceOption, KvFormat, PrefillAttention } from "../options.ts";
 import type { Options } from "./arguments.ts";
@@ -14,6 +16,7 @@ export const MODEL_OPTIONS = {
   attention: "string",
   "decode-attention": "string",
   budget: "number",
+  "head-budgets": "string",
   kv: "string",
   context: "integer",
 } as const;
@@ -24,6 +27,21 @@ export function modelSource(argument: string): string | HubFile {
   const [, owner, name, file] = /^hf:([^/]+)\/([^/]+)\/(.+)$/.exec(argument) ?? [];
   if (file === undefined) throw new UsageError(`MODEL is ${argument}; write hf:owner/name/file.gguf`);
   return { repo: `${owner}/${name}`, file };
+}
+
+/** A JSON file of `attention.headBudgets`; what is in it is checked where it is used. */
+export async function readHeadBudgets(file: string | undefined): Promise<number[][] | undefined> {
+  if (file === undefined) return undefined;
+  try {
+    return JSON.parse(await readFile(file, "utf8")) as number[][];
+  } catch (cause) {
+    throw new InlayError(
+      "source-failed",
+      `cannot read head budgets from ${file}: ${cause}`,
+      { file },
+      { cause },
+    );
+  }
 }
 
 /** Loads the model with a progress bar. */
@@ -42,6 +60,7 @@ export async function loadArgument(
         prefill: options.attention as PrefillAttention | undefined,
         decode: options["decode-attention"] as DecodeAttention | undefined,
         budget: options.budget,
+        headBudgets: await readHeadBudgets(options["head-budgets"]),
       },
       kvCache: { format: options.kv as KvFormat | undefined },
       contextLength: options.context,

@@ -1,6 +1,7 @@
 /** `inlay run`: one answer, as text or as one JSON object. */
 
 import type { Model } from "../api/model.ts";
+import type { PinnedPrompt, PinProgress } from "../api/pinned.ts";
 import { resolveChatRequest, resolveCompletionRequest } from "../chat/request.ts";
 import { completionUsage } from "../chat/response.ts";
 import type { SamplingFields } from "../chat/types.ts";
@@ -8,17 +9,20 @@ import type { GenerateEvent } from "../generate/events.ts";
 import type { GenerateRequest } from "../generate/request.ts";
 import { readArguments, UsageError } from "./arguments.ts";
 import { loadArgument, MODEL_OPTIONS } from "./model-argument.ts";
+import { readPromptFile } from "./pin.ts";
 import { ProgressBar } from "./progress-bar.ts";
 
 export const RUN_USAGE =
-  "inlay run MODEL --prompt TEXT [--raw | --chat] [--system TEXT] [--max-tokens N] [--temperature T] [--top-k K]\n" +
-  "          [--top-p P] [--min-p P] [--seed S] [--stop TEXT] [--device auto|wasm|hybrid|webgpu] [--threads N]\n" +
-  "          [--context N] [--attention POLICY] [--decode-attention POLICY] [--budget B] [--kv FORMAT] [--json]";
+  "inlay run MODEL --prompt TEXT [--raw | --chat] [--system TEXT] [--pinned FILE.inlaykv] [--max-tokens N]\n" +
+  "          [--temperature T] [--top-k K] [--top-p P] [--min-p P] [--seed S] [--stop TEXT] [--device auto|wasm|hybrid|webgpu]\n" +
+  "          [--threads N] [--context N] [--attention POLICY] [--decode-attention POLICY] [--budget B]\n" +
+  "          [--head-budgets FILE] [--kv FORMAT] [--json]";
 
 const OPTIONS = {
   ...MODEL_OPTIONS,
   prompt: "string",
   system: "string",
+  pinned: "string",
   raw: "boolean",
   chat: "boolean",
   "max-tokens": "integer",
@@ -53,6 +57,9 @@ export async function run(args: readonly string[], signal: AbortSignal): Promise
   const loadStart = performance.now();
   await using model = await loadArgument(positionals[0]!, options, signal);
   const loadSeconds = (performance.now() - loadStart) / 1000;
+  const restoreStart = performance.now();
+  const pinned = await openPinned(model, options.pinned, signal);
+  const restoreSeconds = (performance.now() - restoreStart) / 1000;
   const sampling: SamplingFields = {
     max_tokens: options["max-tokens"],
     temperature: options.temperature,
@@ -62,10 +69,10 @@ export async function run(args: readonly string[], signal: AbortSignal): Promise
     seed: options.seed,
     stop: options.stop,
   };
-  const isChat = options.chat ?? (!options.raw && model.config.hasChatTemplate);
+  const isChat = options.chat ?? (!options.raw && !pinned?.info.raw && model.config.hasChatTemplate);
   const request = isChat
-    ? resolveChatRequest({ messages: chatMessages(prompt, options.system), ...sampling }).generate
-    : resolveCompletionRequest({ prompt, ...sampling });
+    ? resolveChatRequest({ messages: chatMessages(prompt, options.system), pinned, ...sampling }).generate
+    : resolveCompletionRequest({ prompt, pinned, ...sampling });
 
   const promptIds = await model.promptIds(request.prompt);
   const result = await answer(
@@ -87,6 +94,7 @@ export async function run(args: readonly string[], signal: AbortSignal): Promise
     usage: completionUsage(usage),
     timings: {
       load_s: loadSeconds,
+      ...(pinned && { restore_s: restoreSeconds }),
       prefill_s: usage.prefillSeconds,
       decode_s: usage.decodeSeconds,
       time_to_first_token_s: usage.timeToFirstTokenSeconds,
@@ -94,6 +102,17 @@ export async function run(args: readonly string[], signal: AbortSignal): Promise
     device: model.config.device,
   };
   process.stdout.write(`${JSON.stringify(printed)}\n`);
+}
+
+async function openPinned(
+  model: Model,
+  path: string | undefined,
+  signal: AbortSignal,
+): Promise<PinnedPrompt | undefined> {
+  if (path === undefined) return undefined;
+  const bar = new ProgressBar();
+  const onProgress = ({ phase, progress }: PinProgress) => bar.update(phase, progress);
+  return model.pinned.import(readPromptFile(path), { signal, onProgress }).finally(() => bar.clear());
 }
 
 function chatMessages(prompt: string, system: string | undefined) {

@@ -34,28 +34,30 @@ export const AUTO_DENSE_BELOW = 2048;
 export function attentionPlans(
   config: ModelConfig,
   contextLength: number,
-  { attention }: EngineOptions,
-  device: Pick<DevicePair, "kind" | "ops" | "attention">,
+  { attention }: Pick<EngineOptions, "attention">,
+  device: Pick<DevicePair, "kind" | "attention">,
 ): AttentionPlans {
   const shape = attentionShape(config);
+  const perKvHead = headFactors(config, attention.headBudgets);
   const make = (name: PolicyName) => createPolicy(name, shape, config.attentionScale);
   const open = (option: "prefill" | "decode", auto: PolicyName): AttentionPlan => {
     const asked = attention[option];
     const isAuto = asked === "auto";
     const policy = make(isAuto ? auto : asked);
-    const missing = missingFor(policy, device);
-    if (missing === undefined)
-      return { policy, budget: budgetOf(policy, option, attention.budget, isAuto ? AUTO_DENSE_BELOW : 0) };
-    if (isAuto) return { policy: make("dense"), budget: EVERYTHING };
-    throw new InlayError(
-      "invalid-option",
-      `attention.${option} is ${JSON.stringify(asked)}, but device ${JSON.stringify(device.kind)} does not ${missing}; ` +
-        `use ${JSON.stringify(missing === NO_POOLING ? "dense" : "dhsa")}, or another device`,
-      { option: `attention.${option}`, value: asked, device: device.kind },
-    );
+    if (policy.needs?.sampleRows && !device.attention.sampleMasses)
+      throw new InlayError(
+        "invalid-option",
+        `attention.${option} is ${JSON.stringify(asked)}, but device ${JSON.stringify(device.kind)} does not sample ` +
+          'attention; use "dhsa", or device "wasm"',
+        { option: `attention.${option}`, value: asked, device: device.kind },
+      );
+    const budget = budgetOf(policy, option, attention.budget, isAuto ? AUTO_DENSE_BELOW : 0);
+    return { policy, budget: { ...budget, perKvHead } };
   };
-  // A context that never leaves the dense range needs no features of its keys.
-  const prefill = open("prefill", contextLength > AUTO_DENSE_BELOW ? "dhsa" : "dense");
+  // A context that never leaves the dense range needs no features of its keys. On device "webgpu" a sparse policy reads
+  // something back in every layer; whether that pays has been measured on software adapters only.
+  const isSparse = contextLength > AUTO_DENSE_BELOW && device.kind !== "webgpu";
+  const prefill = open("prefill", isSparse ? "dhsa" : "dense");
   const decode = open("decode", "dense");
   // Keys are remembered in both phases for whichever reads them: the next prompt goes on from this answer.
   const features = prefill.policy.needs?.pooled ?? decode.policy.needs?.pooled;
@@ -75,14 +77,18 @@ function budgetOf(
   return { tokens: LEAST_TOKENS, fraction, sinks: SINKS, local, denseBelow };
 }
 
-const NO_POOLING = "pool queries and keys";
-
-/** What the policy needs and the device does not do. */
-function missingFor(
-  { needs }: SelectionPolicy,
-  { ops, attention }: Pick<DevicePair, "ops" | "attention">,
-): string | undefined {
-  if (needs?.pooled && !ops.pool) return NO_POOLING;
-  if (needs?.sampleRows && !attention.sampleMasses) return "sample attention";
-  return undefined;
+/** Throws `invalid-option` where the factors are not those of this model's heads. */
+function headFactors(
+  { nLayers, nKvHeads }: ModelConfig,
+  factors: readonly (readonly number[])[] | null,
+): Float32Array | undefined {
+  if (!factors) return undefined;
+  const wrong = factors.find((heads) => heads.length !== nKvHeads);
+  if (factors.length === nLayers && !wrong) return Float32Array.from(factors.flat());
+  throw new InlayError(
+    "invalid-option",
+    `attention.headBudgets has ${factors.length} layers${wrong ? `, one of them of ${wrong.length} heads` : ""}; ` +
+      `this model has ${nLayers} layers of ${nKvHeads} KV heads`,
+    { option: "attention.headBudgets", layers: factors.length, nLayers, nKvHeads },
+  );
 }

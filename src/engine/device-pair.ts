@@ -14,6 +14,7 @@ import type { EngineOptions } from "../options.ts";
 import { choosePlacement } from "../placement/placement.ts";
 import { openGpu, RecoverableAttention } from "./gpu.ts";
 import { RecoverablePair } from "./gpu-pair.ts";
+import { SplitAttention } from "./split-attention.ts";
 
 /** What runs the forward pass. */
 export interface DevicePair {
@@ -58,9 +59,8 @@ export async function openDevice(request: DeviceRequest): Promise<DevicePair> {
     case "webgpu":
       return webgpuPair(request, "asked for");
     case "auto": {
-      const { format } = request.options.kvCache;
-      if (isQuantized(format)) return wasmPair(request, ops, `auto: KV format ${format} is WASM's only`);
-      const { device, reason } = await choosePlacement(request, ops, shapeOf(request, "f32"));
+      const { cold: _, ...shape } = shapeOf(request, "f32");
+      const { device, reason } = await choosePlacement(request, ops, shape);
       return device === "wasm" ? wasmPair(request, ops, reason) : hybridPair(request, ops, reason);
     }
   }
@@ -85,17 +85,21 @@ function wasmPair(request: DeviceRequest, ops: WasmOps, reason: string): DeviceP
 async function hybridPair(request: DeviceRequest, ops: WasmOps, reason: string): Promise<DevicePair> {
   const shape = shapeOf(request, gpuPageFormat(request));
   const gpu = await openGpu(request.host);
-  const attention = await RecoverableAttention.open(gpu, ops.heap, shape);
+  const far = await RecoverableAttention.open(gpu, ops.heap, shape);
+  // Pages are quantized where they are: those of a quantized cache are on the GPU from the first token on.
+  const attention = shape.cold
+    ? far
+    : new SplitAttention(new WasmAttention(ops, { ...shape, format: "f32" }), far);
   return {
     kind: "hybrid",
     ops,
     attention,
-    kvFormat: shape.format,
+    kvFormat: shape.cold ?? shape.format,
     gpuName: gpu.adapterInfo,
     reason,
-    recover: () => attention.recover(),
+    recover: () => far.recover(),
     gpuBytes: () => {
-      const { kv, scratch } = attention.memory();
+      const { kv, scratch } = far.memory();
       return kv + scratch;
     },
     dispose: () => attention.dispose(),
@@ -115,7 +119,7 @@ async function webgpuPair(request: DeviceRequest, reason: string): Promise<Devic
     get attention() {
       return pair.attention;
     },
-    kvFormat: shape.format,
+    kvFormat: shape.cold ?? shape.format,
     gpuName: gpu.adapterInfo,
     reason,
     recover: (reload) => pair.recover(reload),
@@ -127,8 +131,9 @@ async function webgpuPair(request: DeviceRequest, reason: string): Promise<Devic
 /** A cache this small is kept in f32, which agrees with llama.cpp to the last bits. */
 const SMALL_CACHE_BYTES = 64 << 20;
 
-/** f16 for long contexts: half the bytes, and attention on a GPU waits for memory. */
-function gpuPageFormat({ config, contextLength }: DeviceRequest): PageFormat {
+/** f16 for long contexts: half the bytes, and attention on a GPU waits for memory. Few pages stay unquantized. */
+function gpuPageFormat({ config, contextLength, options }: DeviceRequest): PageFormat {
+  if (isQuantized(options.kvCache.format)) return "f32";
   const { nLayers, nKvHeads, headDim } = config;
   const bytes = pageCount(contextLength) * nLayers * nKvHeads * 2 * pageBytes("f32", headDim);
   return bytes <= SMALL_CACHE_BYTES ? "f32" : "f16";

@@ -4,23 +4,36 @@
  */
 
 import { WasmModule } from "../backend/wasm/module.ts";
+import { PageConverter } from "../backend/wasm/page-converter.ts";
 import { ThreadPool } from "../backend/wasm/threads.ts";
 import { chooseWasm, type WasmChoice } from "../backend/wasm/variant.ts";
 import { InlayError } from "../errors.ts";
+import {
+  type AttentionMap,
+  type AttentionMapOptions,
+  MAP_MAX_TOKENS,
+  mapAttention,
+} from "../eval/attention-map.ts";
 import type { GenerateEvent } from "../generate/events.ts";
 import { type GenerateContext, generate, prefillOnly } from "../generate/generate.ts";
 import type { GenerateRequest, Prompt } from "../generate/request.ts";
 import { anySignal } from "../gguf/abort.ts";
+import { Fingerprinter } from "../gguf/fingerprint.ts";
 import { type ModelFile, openModelFile } from "../gguf/model-file.ts";
 import type { ByteSource } from "../gguf/source.ts";
 import type { Host } from "../host/host.ts";
+import { isQuantized } from "../kv/quantize.ts";
 import { type ModelConfig, readModelConfig } from "../model/config.ts";
 import type { Transformer } from "../model/forward.ts";
 import { ropeSpec } from "../model/rope.ts";
 import { type TensorInventory, takeInventory } from "../model/tensor-names.ts";
 import { loadWeights } from "../model/weights.ts";
 import { type EngineOptions, type LoadProgress, resolveContextLength } from "../options.ts";
+import type { ModelIdentity, PromptShape } from "../prompts/manifest.ts";
+import { PinnedPrompts, type Turn } from "../prompts/pinned-prompts.ts";
 import type { MemoryReport, ModelInfo } from "../rpc/engine-api.ts";
+import { insecurePage } from "../storage/digest.ts";
+import type { PromptStore } from "../storage/prompt-store.ts";
 import { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { vocabularyFromMetadata } from "../tokenizer/vocabulary.ts";
 import { type AttentionPlans, attentionPlans } from "./attention-plans.ts";
@@ -44,6 +57,7 @@ export interface EngineSetup {
 export class Engine {
   readonly info: ModelInfo;
   readonly tokenizer: Tokenizer;
+  readonly pinned: PinnedPrompts;
   /** Replaced when its device was lost. */
   #model: Transformer;
   readonly #parts: EngineParts;
@@ -96,7 +110,9 @@ export class Engine {
       });
       cleanups.push(() => device.dispose());
       const plan = attentionPlans(config, contextLength, options, device);
-      const model = await loadTransformer(file, inventory, config, device, progress);
+      const fingerprinter = new Fingerprinter(file);
+      const model = await loadTransformer(fingerprinter.sampled(), inventory, config, device, progress);
+      const fingerprint = await fingerprinter.finish();
       signal?.throwIfAborted();
       progress.update("warm-up", 0, 1);
       progress.finish();
@@ -113,6 +129,8 @@ export class Engine {
         plan,
         reloadWeights: weightReloader(sources, inventory, config),
         model,
+        fingerprint,
+        openPromptStore: () => host.openPromptStore(),
       });
     } catch (error) {
       for (const cleanup of cleanups.reverse()) cleanup();
@@ -130,14 +148,25 @@ export class Engine {
     this.info = describe(parts);
     this.#sequences = new SequenceStore(() => this.#model.attention.createCache(), 2 * contextLength);
     this.#plan = parts.plan;
+    this.pinned = new PinnedPrompts({
+      openStore: parts.openPromptStore,
+      identify: () => identify(parts),
+      shape: promptShape(parts),
+      plan: parts.plan.prefill,
+      rope: model.rope,
+      pages: new PageConverter(parts.wasm, parts.config.headDim),
+      contextLength,
+      encode: (prompt) => parts.prompts.encode(prompt),
+      decode: (ids) => tokenizer.decode(ids, { special: true }),
+      enter: (signal) => this.#enter(signal),
+    });
   }
 
   /** The events of one answer. Requests wait for each other, in order of arrival. */
   async *generate(request: GenerateRequest, signal?: AbortSignal): AsyncGenerator<GenerateEvent, void> {
     const startedAt = performance.now();
     const promptIds = this.promptIds(request.prompt);
-    const ended = anySignal(signal, this.#life.signal);
-    const release = await this.#queue.enter(ended);
+    const turn = await this.#enter(signal);
     try {
       const job = {
         promptIds,
@@ -148,28 +177,56 @@ export class Engine {
         ignoreEnd: request.ignoreEnd ?? false,
         startedAt,
       };
-      yield* generate(this.#context(ended), job, new Checkpoint(ended));
+      await this.#revive(request.prompt, turn);
+      yield* generate(turn.context, job, turn.checkpoint);
     } finally {
-      release();
+      turn.leave();
     }
   }
 
   /** Runs a prompt into the cache, so that an answer to what begins like it starts sooner. Yields its progress. */
   async *prefill(prompt: Prompt, signal?: AbortSignal): AsyncGenerator<GenerateEvent, void> {
     const promptIds = this.promptIds(prompt);
-    const ended = anySignal(signal, this.#life.signal);
-    const release = await this.#queue.enter(ended);
+    const turn = await this.#enter(signal);
     try {
-      yield* prefillOnly(this.#context(ended), promptIds, new Checkpoint(ended));
+      await this.#revive(prompt, turn);
+      yield* prefillOnly(turn.context, promptIds, turn.checkpoint);
     } finally {
-      release();
+      turn.leave();
     }
   }
 
-  /** The ids that the model would continue. Throws `template-failed`, `disposed`. */
+  /** The ids that the model would continue, the pinned ones first. Throws `template-failed`, `disposed`, `invalid-option`. */
   promptIds(prompt: Prompt): Uint32Array {
     this.#life.signal.throwIfAborted();
+    if (prompt.pinned !== undefined) return this.pinned.encode(prompt.pinned, prompt);
     return this.#parts.prompts.encode(prompt);
+  }
+
+  /** Which pages each block of a text's tokens reads. Throws `invalid-option`, `context-full`. */
+  async attentionMap(
+    text: string,
+    { policy = "dhsa", budget = 0.25 }: AttentionMapOptions,
+  ): Promise<AttentionMap> {
+    const { config, contextLength, device, options } = this.#parts;
+    const ids = this.promptIds({ kind: "text", text, parseSpecial: false });
+    const most = Math.min(contextLength, MAP_MAX_TOKENS);
+    if (ids.length === 0 || ids.length > most)
+      throw new InlayError(
+        "invalid-option",
+        `the text has ${ids.length} tokens; an attention map is made of 1 to ${most}`,
+        { tokens: ids.length, most },
+      );
+    const { headBudgets } = options.attention;
+    const attention = { prefill: policy, decode: "dense", budget, headBudgets } as const;
+    const { prefill } = attentionPlans(config, contextLength, { attention }, device);
+    const ended = this.#life.signal;
+    const release = await this.#queue.enter(ended);
+    try {
+      return await mapAttention(this.#model, ids, prefill, options.prefillChunk, new Checkpoint(ended));
+    } finally {
+      release();
+    }
   }
 
   /** Bytes in use. */
@@ -192,11 +249,23 @@ export class Engine {
     const disposed = new InlayError("disposed", "the model was disposed");
     this.#life.abort(disposed);
     await this.#queue.close(disposed);
+    this.pinned.dispose();
     this.#sequences.clear();
     const { device, tokenizer, pool } = this.#parts;
     device.dispose();
     tokenizer.dispose();
     pool?.dispose();
+  }
+
+  /** Waits for its turn in the queue. */
+  async #enter(signal: AbortSignal | undefined): Promise<Turn> {
+    const ended = anySignal(signal, this.#life.signal);
+    const leave = await this.#queue.enter(ended);
+    return { context: this.#context(ended), checkpoint: new Checkpoint(ended), signal: ended, leave };
+  }
+
+  async #revive({ pinned }: Prompt, turn: Turn): Promise<void> {
+    if (pinned !== undefined) await this.pinned.revive(pinned, turn);
   }
 
   #context(ended: AbortSignal): GenerateContext {
@@ -246,6 +315,25 @@ interface EngineParts {
   readonly plan: AttentionPlans;
   readonly reloadWeights: ReloadWeights;
   readonly model: Transformer;
+  /** Undefined where there is no WebCrypto. */
+  readonly fingerprint: string | undefined;
+  readonly openPromptStore: () => PromptStore;
+}
+
+/** How the device keeps pages. A cache that quantizes writes them in f32. */
+function promptShape({ config, device }: EngineParts): PromptShape {
+  const { nLayers, nKvHeads, headDim } = config;
+  const { kvFormat } = device;
+  const coding = isQuantized(kvFormat)
+    ? { format: "f32" as const, cold: kvFormat }
+    : { format: kvFormat, cold: null };
+  return { nLayers, nKvHeads, headDim, ...coding };
+}
+
+/** Which model this is, for pinned prompts. */
+function identify({ config, fingerprint }: EngineParts): ModelIdentity {
+  if (fingerprint !== undefined) return { name: config.name, fileType: config.fileType, fingerprint };
+  throw insecurePage();
 }
 
 async function loadTransformer(

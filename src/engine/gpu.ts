@@ -2,7 +2,7 @@
 
 import type { AttendCall, AttentionOps, Tensor } from "../backend/backend.ts";
 import { GpuDevice } from "../backend/webgpu/device.ts";
-import { type HostTensors, HybridAttention } from "../backend/webgpu/hybrid-attention.ts";
+import { type AppendCall, type HostTensors, HybridAttention } from "../backend/webgpu/hybrid-attention.ts";
 import { selfTest } from "../backend/webgpu/self-test.ts";
 import { InlayError } from "../errors.ts";
 import type { Host } from "../host/host.ts";
@@ -101,6 +101,10 @@ export class RecoverableAttention implements AttentionOps {
 
   attend(call: AttendCall): Promise<Tensor> {
     return this.#attention.attend(call);
+  }
+
+  append(call: AppendCall): Promise<void> {
+    return this.#attention.append(call);
   }
 
   /** A new device in place of a lost one. Rejects with `device-lost` if it cannot be had. */

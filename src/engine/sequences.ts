@@ -43,6 +43,8 @@ export class Sequence {
 export class SequenceStore {
   /** Idle sequences, least recently used first. */
   #idle: Sequence[] = [];
+  /** Pinned prompts: forked, never handed out and never dropped for room. */
+  readonly #shared = new Set<Sequence>();
 
   /** `maxTokens`: most tokens kept in idle sequences together, shared pages counted in each. */
   constructor(
@@ -57,12 +59,13 @@ export class SequenceStore {
   borrow(ids: Uint32Array): Sequence {
     let best: Sequence | undefined;
     let common = 0;
-    for (const sequence of this.#idle) {
-      const n = Math.min(commonPrefix(sequence.ids, ids), ids.length - 1);
+    for (const sequence of [...this.#idle, ...this.#shared]) {
+      const shared = Math.min(commonPrefix(sequence.ids, ids), ids.length - 1);
+      const n = sequence.cache.restorable(shared);
       if (n > common) [best, common] = [sequence, n];
     }
     if (!best) return new Sequence(this.createCache());
-    if (best.ids.length === common) {
+    if (best.ids.length === common && !this.#shared.has(best)) {
       this.#idle.splice(this.#idle.indexOf(best), 1);
       return best;
     }
@@ -92,6 +95,21 @@ export class SequenceStore {
     }
   }
 
+  /** Keeps a sequence, which the store owns from here on, as a prefix for requests until `unshare` or `clear`. */
+  share(sequence: Sequence): void {
+    this.#shared.add(sequence);
+  }
+
+  /** Drops a shared sequence; forks of it live on. */
+  unshare(sequence: Sequence): void {
+    if (this.#shared.delete(sequence)) sequence.cache.dispose();
+  }
+
+  /** Whether the sequence is still here as a prefix. */
+  isShared(sequence: Sequence): boolean {
+    return this.#shared.has(sequence);
+  }
+
   /** Drops the least recently used idle sequence; false if there is none. */
   dropOldest(): boolean {
     const oldest = this.#idle.shift();
@@ -99,9 +117,10 @@ export class SequenceStore {
     return oldest !== undefined;
   }
 
-  /** Drops every idle sequence. */
+  /** Drops every idle and every shared sequence. */
   clear(): void {
     while (this.dropOldest());
+    for (const sequence of this.#shared) this.unshare(sequence);
   }
 }
 

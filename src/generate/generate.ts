@@ -7,6 +7,7 @@ import type { AttentionPlans } from "../engine/attention-plans.ts";
 import { type Sequence, type SequenceStore, withRoom } from "../engine/sequences.ts";
 import type { Checkpoint } from "../engine/yielding.ts";
 import { InlayError } from "../errors.ts";
+import { callEnd } from "../model/call-end.ts";
 import { forward, type Transformer } from "../model/forward.ts";
 import type { AttentionPlan } from "../model/select-pages.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
@@ -77,6 +78,17 @@ export async function* prefillOnly(
   } finally {
     context.sequences.release(sequence);
   }
+}
+
+/** Runs what `sequence` lacks of a prompt into it; it stays the caller's. Yields its progress. Throws as `generate` does. */
+export async function* prefillInto(
+  context: GenerateContext,
+  sequence: Sequence,
+  promptIds: Uint32Array,
+  checkpoint: Checkpoint,
+): AsyncGenerator<GenerateEvent, void> {
+  checkFits(promptIds.length, context.contextLength);
+  yield* prefill(context, sequence, promptIds, context.plan.prefill, checkpoint);
 }
 
 async function* answer(
@@ -180,7 +192,7 @@ async function* prefill(
   yield { kind: "prefill", loaded: sequence.ids.length, total };
   for (;;) {
     const from = sequence.ids.length;
-    const to = Math.min(from + context.prefillChunk, total);
+    const to = callEnd(context.model.attention, from, context.prefillChunk, total);
     const ids = promptIds.subarray(from, to);
     const logits = await step(context, sequence, ids, plan, checkpoint, to === total);
     yield { kind: "prefill", loaded: to, total };
@@ -208,9 +220,10 @@ async function step(
   }
   const before = Uint32Array.from(sequence.ids);
   sequence.restart(context.sequences.createCache());
-  for (let from = 0; from < before.length; from += context.prefillChunk) {
-    const chunk = before.subarray(from, from + context.prefillChunk);
-    await call(context, sequence, chunk, context.plan.prefill, checkpoint, false);
+  for (let from = 0; from < before.length; ) {
+    const to = callEnd(context.model.attention, from, context.prefillChunk, before.length);
+    await call(context, sequence, before.subarray(from, to), context.plan.prefill, checkpoint, false);
+    from = to;
   }
   return call(context, sequence, ids, plan, checkpoint, wantsLogits);
 }
@@ -231,7 +244,8 @@ async function call(
   return logits ?? new Float32Array();
 }
 
-function checkFits(nPrompt: number, contextLength: number): void {
+/** Throws `invalid-option` for an empty prompt, `context-full` for one that leaves no room for an answer. */
+export function checkFits(nPrompt: number, contextLength: number): void {
   if (nPrompt === 0)
     throw new InlayError(
       "invalid-option",

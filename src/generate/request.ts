@@ -4,7 +4,12 @@ import type { ChatMessages, RenderOptions } from "../tokenizer/chat-template.ts"
 import type { SamplingParams } from "./sampling-params.ts";
 
 /** What the answer continues. */
-export type Prompt =
+export type Prompt = PromptText & {
+  /** Key of an open pinned prompt that comes first; see src/prompts/pinned-prompts.ts. */
+  readonly pinned?: string | undefined;
+};
+
+type PromptText =
   | { readonly kind: "ids"; readonly ids: Uint32Array }
   | {
       readonly kind: "text";

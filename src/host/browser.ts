@@ -1,9 +1,10 @@
-/** A browser's worker: files beside the module, or where `assets` says. */
+/** A browser's worker: files beside the module, or where `assets` says; compute workers that the page starts. */
 
 import type { WasmVariant } from "../backend/wasm/variant.ts";
 import { InlayError } from "../errors.ts";
-import { besideModule, startable } from "../rpc/worker-url.ts";
-import type { ComputeWorker, Host } from "./host.ts";
+import { relayedComputeWorker } from "../rpc/compute-relay.ts";
+import { IdbPromptStore } from "../storage/idb-prompt-store.ts";
+import type { Host } from "./host.ts";
 
 /** Written out one by one, so that bundlers see and copy the files. */
 const WASM_URLS: Readonly<Record<WasmVariant, () => URL>> = {
@@ -20,8 +21,9 @@ export function browserHost(wasmBase: string | null): Host {
     nProcessors: navigator.hardwareConcurrency || 1,
     canShareMemory: globalThis.crossOriginIsolated === true,
     compileWasm: (variant) => compile(wasmBase === null ? WASM_URLS[variant]() : inFolder(wasmBase, variant)),
-    startComputeWorker,
+    startComputeWorker: () => relayedComputeWorker(globalThis),
     gpu: async () => navigator.gpu as GPU | undefined,
+    openPromptStore: () => new IdbPromptStore(),
   };
 }
 
@@ -53,24 +55,4 @@ async function compile(url: URL): Promise<WebAssembly.Module> {
   } catch (cause) {
     throw failed(cause instanceof Error ? cause.message : String(cause), cause);
   }
-}
-
-function startComputeWorker(): ComputeWorker {
-  const name = "inlay-compute";
-  const url = besideModule("compute-worker.js", import.meta.url);
-  const worker =
-    url.origin === location.origin
-      ? // Bundlers look for exactly these words.
-        new Worker(new URL("./compute-worker.js", import.meta.url), { type: "module", name })
-      : new Worker(startable(url), { type: "module", name });
-  return {
-    post: (message) => worker.postMessage(message),
-    listen(onMessage, onFailure) {
-      worker.addEventListener("message", (event: MessageEvent<unknown>) => onMessage(event.data));
-      worker.addEventListener("error", (event) =>
-        onFailure(new Error(event.message || "the script did not load")),
-      );
-    },
-    terminate: () => worker.terminate(),
-  };
 }

@@ -1,6 +1,7 @@
 /** What the engine needs from the place it runs in: a browser's worker, or a Node worker thread. */
 
 import type { WasmVariant } from "../backend/wasm/variant.ts";
+import type { PromptStore } from "../storage/prompt-store.ts";
 
 /** A worker that does nothing but help with loops (src/backend/wasm/threads.ts). */
 export interface ComputeWorker {
@@ -21,4 +22,6 @@ export interface Host {
   startComputeWorker(): ComputeWorker;
   /** WebGPU's entry point, or undefined where there is none. */
   gpu(): Promise<GPU | undefined>;
+  /** Where pinned prompts are kept. Throws `unsupported-environment` where they cannot be. */
+  openPromptStore(): PromptStore;
 }

@@ -6,6 +6,7 @@ import { fileURLToPath } from "node:url";
 import { Worker } from "node:worker_threads";
 import type { WasmVariant } from "../backend/wasm/variant.ts";
 import { InlayError } from "../errors.ts";
+import { MemoryPromptStore } from "../storage/memory-prompt-store.ts";
 import type { ComputeWorker, Host } from "./host.ts";
 
 /** Where the built files are. */
@@ -24,6 +25,7 @@ export function nodeHost(assets: NodeAssets): Host {
     compileWasm: async (variant) => compile(new URL(`inlay-${variant}.wasm`, assets.wasmFolder), variant),
     startComputeWorker: () => nodeComputeWorker(assets.computeWorker),
     gpu: nodeGpu,
+    openPromptStore: () => new MemoryPromptStore(),
   };
 }
 

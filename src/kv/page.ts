@@ -40,6 +40,27 @@ export function pageBytes(format: PageFormat, headDim: number): number {
   return PAGE_TOKENS * headDim * ELEMENT_BYTES[format];
 }
 
+/**
+ * Zeroes everything past the first `nTokens` tokens of one layer's page of all KV heads, (nKvHeads, K then V):
+ * what a slot was used for before must not leave with it.
+ */
+export function clearPastTokens(
+  page: Uint8Array,
+  { nKvHeads, headDim, format }: Pick<KvShape, "nKvHeads" | "headDim" | "format">,
+  nTokens: number,
+): void {
+  const element = ELEMENT_BYTES[format];
+  const size = pageBytes(format, headDim);
+  for (let head = 0; head < nKvHeads; head++) {
+    const k = 2 * head * size;
+    for (let d = 0; d < headDim; d++) {
+      const row = k + d * PAGE_TOKENS * element;
+      page.fill(0, row + nTokens * element, row + PAGE_TOKENS * element);
+    }
+    page.fill(0, k + size + nTokens * headDim * element, k + 2 * size);
+  }
+}
+
 /** Pages needed for `nTokens` tokens. */
 export function pageCount(nTokens: number): number {
   return Math.ceil(nTokens / PAGE_TOKENS);

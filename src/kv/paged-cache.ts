@@ -8,8 +8,8 @@
  */
 
 import { InlayError, internalError } from "../errors.ts";
-import { PAGE_TOKENS, pageCount } from "./page.ts";
-import { SINK_PAGES, settledPages } from "./quantize.ts";
+import { type CacheFormat, PAGE_TOKENS, type PageFormat, pageCount } from "./page.ts";
+import { type QuantizedFormat, SINK_PAGES, settledPages } from "./quantize.ts";
 
 /** Storage of slots on one device. */
 export interface SlotStore {
@@ -21,23 +21,40 @@ export interface SlotStore {
   release(slot: number): void;
   /** Copies the first `nTokens` tokens (or more) of slot `from` into `to`. */
   copy(from: number, to: number, nTokens: number): void;
+  /** How hot slots are stored. */
+  readonly format: PageFormat;
+  /** Bytes of one layer of these slots: of each all KV heads, of each its K page and its V page. */
+  layerBytes(slots: readonly number[]): number;
+  /** Copies one layer of `slots` out: (slots, nKvHeads, K then V), each slot in its own format. */
+  read(layer: number, slots: readonly number[]): Bytes | Promise<Bytes>;
+  /** Overwrites one layer of `slots` with what `read` returned. */
+  write(layer: number, slots: readonly number[], pages: Bytes): void | Promise<void>;
   /** Quantized slots, where the store has them. */
   readonly cold?: ColdSlots | undefined;
 }
 
-/** Slots of pages that have left the window. Their numbers are no hot slot's; `SlotStore.release` takes them too. */
+/** Slots of quantized pages. Their numbers are no hot slot's; `SlotStore.release` takes them too. */
 export interface ColdSlots {
+  /** What pages become when they leave the window; undefined: they stay as they are. */
+  readonly automatic: QuantizedFormat | undefined;
+  /** What pages can be coded in here. */
+  readonly formats: readonly QuantizedFormat[];
   /** Bytes of one cold slot. */
-  readonly slotBytes: number;
-  has(slot: number): boolean;
+  slotBytes(format: QuantizedFormat): number;
+  /** How a slot is coded; undefined: it is hot. */
+  formatOf(slot: number): QuantizedFormat | undefined;
+  /** A new cold slot, for `write`. Throws `out-of-memory`. */
+  allocate(format: QuantizedFormat): number;
   /**
    * A new cold slot with the tokens of hot slot `slot`, which is logical page `page` of its cache.
    * Throws `out-of-memory`, or `invalid-model` naming layer and page where an element is not finite.
    */
-  freeze(slot: number, page: number): number;
+  freeze(slot: number, format: QuantizedFormat, page: number): number;
   /** A new hot slot with what cold slot `slot` stands for. Throws `out-of-memory`. */
   thaw(slot: number): number;
 }
+
+type Bytes = Uint8Array<ArrayBuffer>;
 
 /** Counts the users of each slot; one pool per backend. */
 export class SlotPool {
@@ -56,12 +73,19 @@ export class SlotPool {
   bytesOf(slots: Iterable<number>): number {
     const { cold, slotBytes } = this.store;
     let bytes = 0;
-    for (const slot of slots) bytes += cold?.has(slot) ? cold.slotBytes : slotBytes;
+    for (const slot of slots) {
+      const format = cold?.formatOf(slot);
+      bytes += format === undefined ? slotBytes : cold!.slotBytes(format);
+    }
     return bytes;
   }
 
-  allocate(): number {
-    const slot = this.store.allocate();
+  /** A new slot: hot, or cold for pages that are coded already. */
+  allocate(format?: QuantizedFormat): number {
+    const { store } = this;
+    if (format !== undefined && !store.cold)
+      throw internalError("a store without cold slots was asked for one");
+    const slot = format === undefined ? store.allocate() : store.cold!.allocate(format);
     this.#users.set(slot, 1);
     return slot;
   }
@@ -86,16 +110,21 @@ export class SlotPool {
   }
 
   /** Moves one user of a hot slot, logical page `page`, to the cold slot that replaces it; forks share that one too. */
-  freeze(slot: number, page: number): number {
+  freeze(slot: number, format: QuantizedFormat, page: number): number {
     const { cold } = this.store;
     if (!cold) throw internalError("a store without cold slots was asked to quantize");
-    let frozen = this.#twins.get(slot);
-    if (frozen === undefined) {
-      frozen = cold.freeze(slot, page);
-      this.#users.set(frozen, 1);
+    const twin = this.#twins.get(slot);
+    if (twin !== undefined && cold.formatOf(twin) === format) {
+      this.retain(twin);
+      this.release(slot);
+      return twin;
+    }
+    const frozen = cold.freeze(slot, format, page);
+    this.#users.set(frozen, 1);
+    if (twin === undefined) {
       this.#twins.set(slot, frozen);
       this.#twins.set(frozen, slot);
-    } else this.retain(frozen);
+    }
     this.release(slot);
     return frozen;
   }
@@ -131,6 +160,10 @@ export interface CacheCompanion {
   truncate(nTokens: number): void;
   /** A copy for a forked cache, as of the last commit. */
   fork(): CacheCompanion;
+  /** Writes what only it has of a layer to the pages of `cache`, whose companion it is. */
+  flush?(cache: PagedCache, layer: number): Promise<void>;
+  /** Frees what it holds outside JavaScript. Idempotent. */
+  dispose?(): void;
 }
 
 /** Keys and values of one sequence. Tokens [0, nTokens) are valid; reserved positions past them are being written. */
@@ -140,7 +173,7 @@ export class PagedCache {
   /** Pages before this one are sinks, or cold. */
   #nSettled = SINK_PAGES;
   #disposed = false;
-  #companion: CacheCompanion | undefined;
+  #companions: CacheCompanion[] = [];
 
   constructor(private readonly pool: SlotPool) {}
 
@@ -159,16 +192,76 @@ export class PagedCache {
     return this.pool.bytesOf(this.#slots);
   }
 
-  get companion(): CacheCompanion | undefined {
-    return this.#companion;
+  /** The companion of one kind. */
+  companion<T extends CacheCompanion>(kind: abstract new (...args: never[]) => T): T | undefined {
+    return this.#companions.find((companion): companion is T => companion instanceof kind);
   }
 
-  /** Gives an empty cache its companion. */
+  /** Gives an empty cache a companion. */
   attach(companion: CacheCompanion): void {
     this.#assertLive();
-    if (this.#companion || this.#nTokens > 0)
-      throw internalError(`a companion for a cache of ${this.#nTokens} tokens`);
-    this.#companion = companion;
+    if (this.#nTokens > 0) throw internalError(`a companion for a cache of ${this.#nTokens} tokens`);
+    this.#companions.push(companion);
+  }
+
+  /** Puts another companion, which knows the cache's tokens, in the place of the one of its kind. */
+  replaceCompanion(companion: CacheCompanion): void {
+    this.#assertLive();
+    companion.commit(this.#nTokens);
+    const others = this.#companions.filter((other) => other.constructor !== companion.constructor);
+    this.#companions = [...others, companion];
+  }
+
+  /** The most tokens up to `nTokens` that `truncate` can go back to. */
+  restorable(nTokens: number): number {
+    for (let kept = nTokens; ; ) {
+      const least = Math.min(kept, ...this.#companions.map((companion) => companion.restorable(kept)));
+      if (least === kept) return kept;
+      kept = least;
+    }
+  }
+
+  /** How a page is stored. */
+  formatOf(page: number): CacheFormat {
+    const { store } = this.pool;
+    return store.cold?.formatOf(this.#slots[page]!) ?? store.format;
+  }
+
+  /** A copy of one layer of pages [from, to): (pages, nKvHeads, K then V). What lies past the last token is undefined. */
+  async readPages(layer: number, from: number, to: number): Promise<Bytes> {
+    this.#assertLive();
+    for (const companion of this.#companions) await companion.flush?.(this, layer);
+    return this.pool.store.read(layer, this.#slots.slice(from, to));
+  }
+
+  /** Fills one layer of reserved pages [from, to) with what `readPages` returned; `commit` declares them. */
+  async writePages(layer: number, from: number, to: number, pages: Bytes): Promise<void> {
+    this.#assertLive();
+    const slots = this.#slots.slice(from, to);
+    if (slots.length !== to - from || this.pool.store.layerBytes(slots) !== pages.byteLength)
+      throw internalError(`${pages.byteLength} bytes do not fit pages ${from} to ${to}`, { layer });
+    await this.pool.store.write(layer, slots, pages);
+  }
+
+  /** Codes the pages that are neither sinks nor in the window, where the store can; others stay as they are. */
+  quantize(format: QuantizedFormat): void {
+    this.#assertLive();
+    const { cold } = this.pool.store;
+    if (cold?.formats.includes(format)) this.#freeze(cold, format, SINK_PAGES);
+  }
+
+  /**
+   * Makes room for `n` tokens in an empty cache; with `cold`, pages that will be neither sinks nor in the window are
+   * coded so, where the store can.
+   */
+  reserveCoded(n: number, cold: QuantizedFormat | undefined): void {
+    this.#assertLive();
+    if (this.#slots.length > 0)
+      throw internalError(`a cache with ${this.#nTokens} tokens was asked to be restored`);
+    const canCode = cold !== undefined && this.pool.store.cold?.formats.includes(cold);
+    const settled = canCode ? settledPages(n) : 0;
+    for (let page = 0; page < pageCount(n); page++)
+      this.#slots.push(this.pool.allocate(page >= SINK_PAGES && page < settled ? cold : undefined));
   }
 
   /**
@@ -179,7 +272,7 @@ export class PagedCache {
     const keep = pageCount(this.#nTokens);
     const filled = this.#nTokens % PAGE_TOKENS;
     const last = this.#slots[keep - 1];
-    if (filled > 0 && last !== undefined && this.pool.store.cold?.has(last)) {
+    if (filled > 0 && last !== undefined && this.pool.store.cold?.formatOf(last)) {
       this.#slots[keep - 1] = this.pool.thaw(last);
     } else if (filled > 0 && last !== undefined && this.pool.isShared(last)) {
       const copy = this.pool.allocate();
@@ -196,22 +289,25 @@ export class PagedCache {
     if (pageCount(this.#nTokens + n) > this.#slots.length)
       throw internalError(`commit of ${n} tokens past the reserved pages`, { nTokens: this.#nTokens });
     this.#nTokens += n;
-    this.#companion?.commit(this.#nTokens);
-    if (this.pool.store.cold) this.#freezeSettled(this.pool.store.cold);
+    for (const companion of this.#companions) companion.commit(this.#nTokens);
+    const { cold } = this.pool.store;
+    if (!cold?.automatic) return;
+    // After `truncate` some before the window's start may be cold already.
+    this.#freeze(cold, cold.automatic, this.#nSettled);
+    this.#nSettled = Math.max(this.#nSettled, settledPages(this.#nTokens));
   }
 
-  /** Pages that left the window become cold. After `truncate` some before the window's start may be cold already. */
-  #freezeSettled(cold: ColdSlots): void {
+  /** Codes the hot pages from `from` to the window. */
+  #freeze(cold: ColdSlots, format: QuantizedFormat, from: number): void {
     const settled = settledPages(this.#nTokens);
-    for (let page = this.#nSettled; page < settled; page++) {
+    for (let page = from; page < settled; page++) {
       const slot = this.#slots[page]!;
-      if (!cold.has(slot)) this.#slots[page] = this.pool.freeze(slot, page);
+      if (cold.formatOf(slot) === undefined) this.#slots[page] = this.pool.freeze(slot, format, page);
     }
-    this.#nSettled = Math.max(this.#nSettled, settled);
   }
 
   /**
-   * Forgets all tokens from `nTokens` on, and anything reserved but not committed. Where the companion cannot go back
+   * Forgets all tokens from `nTokens` on, and anything reserved but not committed. Where a companion cannot go back
    * to `nTokens`, a few tokens before it go as well: see `nTokens` afterwards. Cold pages that are now in the window
    * stay cold; of the one that is cut, the kept tokens are decoded when the next are written, and coded anew when the
    * page leaves the window again.
@@ -220,8 +316,8 @@ export class PagedCache {
     this.#assertLive();
     if (nTokens < 0 || nTokens > this.#nTokens)
       throw internalError(`truncate to ${nTokens} of ${this.#nTokens} tokens`);
-    const kept = this.#companion?.restorable(nTokens) ?? nTokens;
-    this.#companion?.truncate(kept);
+    const kept = this.restorable(nTokens);
+    for (const companion of this.#companions) companion.truncate(kept);
     this.#nTokens = kept;
     this.#nSettled = Math.max(SINK_PAGES, Math.min(this.#nSettled, Math.floor(kept / PAGE_TOKENS)));
     for (const slot of this.#slots.splice(pageCount(kept))) this.pool.release(slot);
@@ -233,7 +329,7 @@ export class PagedCache {
     const fork = new PagedCache(this.pool);
     fork.#slots = this.#slots.slice(0, pageCount(this.#nTokens));
     fork.#nTokens = this.#nTokens;
-    fork.#companion = this.#companion?.fork();
+    fork.#companions = this.#companions.map((companion) => companion.fork());
     fork.#nSettled = this.#nSettled;
     for (const slot of fork.#slots) this.pool.retain(slot);
     return fork;
@@ -244,6 +340,7 @@ export class PagedCache {
     if (this.#disposed) return;
     this.#disposed = true;
     for (const slot of this.#slots.splice(0)) this.pool.release(slot);
+    for (const companion of this.#companions) companion.dispose?.();
     this.#nTokens = 0;
   }
 

@@ -6,7 +6,7 @@
  * tokens unquantized; pages change when it has ended.
  */
 
-import { PAGE_TOKENS } from "./page.ts";
+import { type CacheFormat, PAGE_TOKENS, pageBytes } from "./page.ts";
 
 /** How old pages are stored. */
 export type QuantizedFormat = "q8" | "q4" | "q2";
@@ -46,4 +46,9 @@ export function groupChannels(headDim: number): number {
 export function quantizedPageBytes(format: QuantizedFormat, headDim: number): number {
   const nRanges = (headDim / groupChannels(headDim)) * PAGE_TOKENS;
   return 16 + 2 * nRanges + (headDim * PAGE_TOKENS * CODE_BITS[format]) / 8;
+}
+
+/** Bytes of one page of one KV head, K and V, in any format. */
+export function wholePageBytes(format: CacheFormat, headDim: number): number {
+  return 2 * (isQuantized(format) ? quantizedPageBytes(format, headDim) : pageBytes(format, headDim));
 }

@@ -57,13 +57,13 @@ export async function forward(
     cache.reserve(ids.length);
     using x = ops.embed(weights.tokenEmbedding, ids); // (nTokens, dModel)
     using angles = ops.ropeAngles(ropeTable(rope, pos, ids.length));
-    const selector = new PageSelector(ops, attention, attentionShape(config), plan, cache, blocks);
+    using selector = new PageSelector(ops, attention, attentionShape(config), plan, cache, blocks);
     const call: ForwardCall = { config, ops, attention, cache, angles, blocks, selector };
     for (const [layer, w] of weights.layers.entries()) {
       await decoderLayer(call, w, layer, x);
       await checkpoint.pass();
     }
-    const logits = wanted === "none" ? undefined : await readLogits(model, x, wanted);
+    const logits = await finish(model, selector, x, wanted);
     cache.commit(ids.length);
     return logits;
   } catch (error) {
@@ -78,14 +78,20 @@ export function attentionShape(config: ModelConfig): AttentionShape {
   return { nLayers, nHeads, nKvHeads, headDim, window: windows };
 }
 
-/** Final norm and output matrix, for the last token or for all. */
-async function readLogits(model: Transformer, x: Tensor, wanted: "last" | "all"): Promise<Float32Array> {
+/** Final norm and output matrix, for the last token or for all; reads the logits and what the selector left to be read. */
+async function finish(
+  model: Transformer,
+  selector: PageSelector,
+  x: Tensor,
+  wanted: WantedLogits,
+): Promise<Float32Array | undefined> {
+  if (wanted === "none") return selector.collect();
   const { config, weights, ops } = model;
   using rows = wanted === "last" && x.nTokens > 1 ? ops.row(x, x.nTokens - 1) : undefined;
   using normed = ops.rmsNorm(rows ?? x, weights.outputNorm, config.rmsEps);
   const [logits] = ops.linear(normed, [{ weight: weights.output }]);
   try {
-    return await ops.read(logits!);
+    return await selector.collect(logits);
   } finally {
     logits![Symbol.dispose]();
   }

@@ -47,7 +47,7 @@ async function selfAttention(call: ForwardCall, w: LayerWeights, layer: number, 
   try {
     if (w.qNorm) ops.rmsNormHeadsInPlace(q!, w.qNorm, config.rmsEps);
     if (w.kNorm) ops.rmsNormHeadsInPlace(k!, w.kNorm, config.rmsEps);
-    await selector.beforeRope(layer, k!);
+    selector.beforeRope(layer, k!);
     ops.ropeInPlace(q!, angles, config.headDim);
     ops.ropeInPlace(k!, angles, config.headDim);
     await selector.checkRows(layer, k!, v!);
@@ -61,7 +61,9 @@ async function selfAttention(call: ForwardCall, w: LayerWeights, layer: number, 
       scale: config.attentionScale,
       window: config.windows[layer],
     };
-    return await attention.attend({ ...unselected, selections: selector.select(unselected) });
+    const selections = await selector.select(unselected);
+    await selector.observe(unselected, selections);
+    return await attention.attend({ ...unselected, selections });
   } finally {
     for (const tensor of [q, k, v]) tensor![Symbol.dispose]();
   }

@@ -5,6 +5,7 @@
 
 import { assertFiniteRows, assertSelection } from "../attention/invariants.ts";
 import { KeyFeatures } from "../attention/key-features.ts";
+import type { AttentionObserver } from "../attention/observer.ts";
 import {
   type AttentionShape,
   type Budget,
@@ -33,11 +34,18 @@ export interface AttentionPlan {
   readonly denseFrom?: number | undefined;
   /** Counts what is read. */
   readonly tally?: AttentionTally | undefined;
+  /** Is shown queries, keys and selections, which are copied to the host for it. */
+  readonly observer?: AttentionObserver | undefined;
 }
 
-/** One forward call's selections. */
-export class PageSelector {
+/**
+ * One forward call's selections. What the backend pools is read when a policy needs it, else with the call's last
+ * result: reading back from a GPU waits for it.
+ */
+export class PageSelector implements Disposable {
   readonly #features: KeyFeatures | undefined;
+  /** Pooled on the device, and what becomes of it on the host. */
+  #pending: { readonly tensor: Tensor; take(rows: Float32Array): void }[] = [];
 
   constructor(
     private readonly ops: Ops,
@@ -51,9 +59,11 @@ export class PageSelector {
   }
 
   /** Shows a layer's keys, (nTokens, nKvHeads * headDim), before they are rotated. */
-  async beforeRope(layer: number, k: Tensor): Promise<void> {
-    if (this.#features?.shape.boundaryLayer !== layer) return;
-    this.#features.appendBoundaryKeys(await this.ops.read(k));
+  beforeRope(layer: number, k: Tensor): void {
+    const features = this.#features;
+    if (features?.shape.boundaryLayer !== layer) return;
+    const each = Uint32Array.from({ length: k.nTokens }, (_, i) => i + 1);
+    this.#pool(k, each, new Float32Array(k.width), (rows) => features.appendBoundaryKeys(rows));
   }
 
   /** In debug builds, looks for NaN and infinity in what is about to be cached, unless it would have to leave a GPU. */
@@ -65,42 +75,70 @@ export class PageSelector {
   }
 
   /** What each block of a layer reads. Queries and keys are rotated, and the cache has room for them. */
-  select(call: UnselectedCall): Selection[] {
+  async select(call: UnselectedCall): Promise<Selection[]> {
     const { plan, blocks, shape } = this;
     const { layer } = call;
-    this.#features?.append(layer, blocks.qLen, (ends, sums) => this.#pool(call.k, ends, sums));
-    const selections = plan.policy.select(layer, blocks, plan.budget, this.#view(call));
+    this.#features?.append(layer, blocks.qLen, (ends, sums) =>
+      this.#pool(call.k, ends, sums.subarray(0, call.k.width), (rows) => sums.set(rows)),
+    );
+    const view = await this.#view(call);
+    const selections = plan.policy.select(layer, blocks, plan.budget, view);
     if (isDebug) for (const selection of selections) assertSelection(selection, shape, blocks, plan.budget);
     plan.tally?.count(selections, blocks, shape);
     return selections;
   }
 
-  #view(call: UnselectedCall): LayerView {
+  /** Reads what was pooled and not yet read, and in the same crossing `result`, which stays the caller's. */
+  async collect(result?: Tensor): Promise<Float32Array | undefined> {
+    const pending = this.#pending;
+    const tensors = pending.map(({ tensor }) => tensor);
+    const rows = await this.ops.readAll(result ? [...tensors, result] : tensors);
+    this[Symbol.dispose]();
+    for (const [i, { take }] of pending.entries()) take(rows[i]!);
+    return rows[pending.length];
+  }
+
+  /** Gives up what was not collected. */
+  [Symbol.dispose](): void {
+    for (const { tensor } of this.#pending) tensor[Symbol.dispose]();
+    this.#pending = [];
+  }
+
+  /** Shows the plan's observer, if it has one, what was selected. */
+  async observe({ layer, q, k }: UnselectedCall, selections: readonly Selection[]): Promise<void> {
+    const { observer } = this.plan;
+    if (!observer) return;
+    const { blocks } = this;
+    observer({ layer, q: await this.ops.read(q), k: await this.ops.read(k), blocks, selections });
+  }
+
+  async #view(call: UnselectedCall): Promise<LayerView> {
     const { needs } = this.plan.policy;
     if (!needs) return {};
     const { attention } = this;
     if (needs.sampleRows && !attention.sampleMasses)
       throw internalError(`policy ${this.plan.policy.name} on a device without sampled attention`);
+    let querySums: Float32Array | undefined;
+    if (needs.pooled) {
+      const { qLen, blockSize } = this.blocks;
+      const ends = Uint32Array.from({ length: blockCount(this.blocks) }, (_, b) =>
+        Math.min((b + 1) * blockSize, qLen),
+      );
+      this.#pool(call.q, ends, new Float32Array(call.q.width), (rows) => {
+        querySums = rows;
+      });
+      await this.collect();
+    }
     return {
       keys: this.#features,
-      querySums: needs.pooled && this.#querySums(call.q),
+      querySums,
       masses: needs.sampleRows && attention.sampleMasses?.(call, needs.sampleRows(this.blocks)),
     };
   }
 
-  #querySums(q: Tensor): Float32Array {
-    const { nHeads, headDim } = this.shape;
-    const { qLen, blockSize } = this.blocks;
-    const nBlocks = blockCount(this.blocks);
-    const ends = Uint32Array.from({ length: nBlocks }, (_, b) => Math.min((b + 1) * blockSize, qLen));
-    const sums = new Float32Array(nBlocks * nHeads * headDim);
-    this.#pool(q, ends, sums);
-    return sums;
-  }
-
-  #pool(x: Tensor, ends: Uint32Array, sums: Float32Array): void {
-    if (!this.ops.pool) throw internalError(`policy ${this.plan.policy.name} on a device that does not pool`);
-    this.ops.pool(x, ends, sums);
+  /** `take` gets the sums, (nRuns, width), when they are collected. */
+  #pool(x: Tensor, ends: Uint32Array, first: Float32Array, take: (rows: Float32Array) => void): void {
+    this.#pending.push({ tensor: this.ops.pool(x, ends, first), take });
   }
 }
 
@@ -110,8 +148,9 @@ function featuresOf(
   { nLayers, nKvHeads, headDim }: AttentionShape,
   features: NonNullable<AttentionPlan["features"]>,
 ): KeyFeatures {
-  if (!cache.companion) cache.attach(new KeyFeatures({ nLayers, nKvHeads, headDim, ...features }));
-  const { companion } = cache;
-  if (companion instanceof KeyFeatures) return companion;
-  throw internalError("a cache with a companion of another kind");
+  const existing = cache.companion(KeyFeatures);
+  if (existing) return existing;
+  const made = new KeyFeatures({ nLayers, nKvHeads, headDim, ...features });
+  cache.attach(made);
+  return made;
 }

@@ -108,12 +108,13 @@ async function runCall(
   const call: UnselectedCall = { layer: 0, q, k, v, cache, blocks, scale: shape.headDim ** -0.5 };
   cache.reserve(q.nTokens);
   const start = performance.now();
-  const selector = new PageSelector(ops, attention, shape, plan, cache, blocks);
-  await selector.beforeRope(0, k);
-  const selections = selector.select(call);
+  using selector = new PageSelector(ops, attention, shape, plan, cache, blocks);
+  selector.beforeRope(0, k);
+  const selections = await selector.select(call);
   const selected = performance.now();
   using _out = await attention.attend({ ...call, selections });
   const end = performance.now();
+  await selector.collect();
   if (commits) cache.commit(q.nTokens);
   else cache.truncate(cache.nTokens);
   return { selection: selected - start, attention: end - selected };

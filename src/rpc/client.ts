@@ -5,6 +5,7 @@ import { InlayError } from "../errors.ts";
 import type { GenerateEvent } from "../generate/events.ts";
 import type { GenerateRequest, Prompt } from "../generate/request.ts";
 import type { EngineOptions, LoadProgress } from "../options.ts";
+import type { PinEvent } from "../prompts/pinned-prompts.ts";
 import type { EngineApi, ModelInfo, WireSource } from "./engine-api.ts";
 import { receiveEvents } from "./stream.ts";
 import { registerTransferHandlers } from "./transfer.ts";
@@ -111,6 +112,14 @@ export class EngineClient {
     return this.#stream((port) => this.#engine.prefill(prompt, transfer(port, [port])), signal);
   }
 
+  /** Pins, opens or imports a prompt: its progress, then the open prompt. */
+  pinEvents(
+    start: (engine: Remote<EngineApi>, port: MessagePort) => Promise<void>,
+    signal?: AbortSignal,
+  ): AsyncGenerator<PinEvent, void> {
+    return this.#stream((port) => start(this.#engine, transfer(port, [port])), signal);
+  }
+
   /** Ends the worker; calls in progress and later ones reject with `disposed`, or `worker-died` if it had. Idempotent. */
   terminate(): void {
     if (this.#dead?.code === "disposed") return;
@@ -119,10 +128,10 @@ export class EngineClient {
     this.#worker.terminate();
   }
 
-  async *#stream(
+  async *#stream<Event>(
     start: (port: MessagePort) => Promise<void>,
     signal: AbortSignal | undefined,
-  ): AsyncGenerator<GenerateEvent, void> {
+  ): AsyncGenerator<Event, void> {
     if (this.#dead) throw this.#dead;
     signal?.throwIfAborted();
     const { port1, port2 } = new MessageChannel();

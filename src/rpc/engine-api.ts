@@ -3,10 +3,12 @@
  * takes and returns. Client (src/rpc/client.ts) and server (src/rpc/server.ts) import only this.
  */
 
-import type { GenerateEvent } from "../generate/events.ts";
+import type { AttentionMap, AttentionMapOptions } from "../eval/attention-map.ts";
 import type { GenerateRequest, Prompt } from "../generate/request.ts";
 import type { HubFile } from "../gguf/source.ts";
 import type { EngineOptions, LoadProgress } from "../options.ts";
+import type { PinRequest } from "../prompts/pinned-prompts.ts";
+import type { PinnedInfo } from "../storage/prompt-store.ts";
 import type { DecodeOptions, EncodeOptions } from "../tokenizer/tokenizer.ts";
 
 /** A model source as it crosses. Streams and ports are transferred, the rest is cloned. */
@@ -71,10 +73,10 @@ export interface MemoryReport {
   readonly gpu: number;
 }
 
-/** Messages on the port of one answer. The worker never sends more events than it was given credit for. */
+/** Messages on the port of one stream of events: of an answer, or of pinning a prompt. The worker never sends more events than it was given credit for. */
 export type ToStream = { readonly kind: "credit"; readonly nEvents: number } | { readonly kind: "cancel" };
-export type FromStream =
-  | { readonly kind: "event"; readonly event: GenerateEvent }
+export type FromStream<Event> =
+  | { readonly kind: "event"; readonly event: Event }
   | { readonly kind: "done" }
   | { readonly kind: "error"; readonly error: WireError };
 
@@ -105,11 +107,25 @@ export interface EngineApi {
   generate(request: GenerateRequest, port: MessagePort): void;
   /** Runs a prompt into the cache without answering; progress goes over `port`. */
   prefill(prompt: Prompt, port: MessagePort): void;
+  /** Prefills and stores a prompt, or opens it if it is stored; events go over `port`. */
+  pin(request: PinRequest, port: MessagePort): void;
+  /** Opens a stored prompt; events go over `port`. */
+  openPinned(id: string, port: MessagePort): void;
+  /** Stores and opens an `.inlaykv` file; events go over `port`. */
+  /** A text is the absolute URL of the file. */
+  importPinned(source: Blob | string, port: MessagePort): void;
+  closePinned(key: string): Promise<void>;
+  listPinned(): Promise<PinnedInfo[]>;
+  deletePinned(id: string): Promise<boolean>;
+  /** An `.inlaykv` file. */
+  exportPinned(id: string): Promise<Blob>;
   /** The ids that the model would continue, template and BOS included. */
   promptIds(prompt: Prompt): Uint32Array;
   /** The ids of plain text, as `Tokenizer.encode`. */
   tokenize(text: string, options: EncodeOptions): Uint32Array;
   detokenize(ids: Uint32Array, options: DecodeOptions): string;
+  /** Which pages each block of a text reads. */
+  attentionMap(text: string, options: AttentionMapOptions): Promise<AttentionMap>;
   memory(): MemoryReport;
   dispose(): Promise<void>;
 }

@@ -49,9 +49,23 @@ export function serveEngine(setup: ServerSetup, endpoint?: Endpoint): void {
     prefill(prompt, port) {
       void sendEvents(port, (signal) => loaded().prefill(prompt, signal));
     },
+    pin(request, port) {
+      void sendEvents(port, (signal) => loaded().pinned.pin(request, signal));
+    },
+    openPinned(id, port) {
+      void sendEvents(port, (signal) => loaded().pinned.open(id, signal));
+    },
+    importPinned(source, port) {
+      void sendEvents(port, (signal) => loaded().pinned.import(source, signal));
+    },
+    closePinned: (key) => loaded().pinned.close(key),
+    listPinned: () => loaded().pinned.list(),
+    deletePinned: (id) => loaded().pinned.delete(id),
+    exportPinned: (id) => loaded().pinned.export(id),
     promptIds: (prompt) => loaded().promptIds(prompt),
     tokenize: (text, options) => loaded().tokenizer.encode(text, options),
     detokenize: (ids, options) => loaded().tokenizer.decode(ids, options),
+    attentionMap: (text, options) => loaded().attentionMap(text, options),
     memory: () => loaded().memory(),
     dispose: async () => engine?.dispose(),
   };

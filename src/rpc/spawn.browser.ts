@@ -2,6 +2,7 @@
 
 import { InlayError } from "../errors.ts";
 import type { EngineWorker } from "./client.ts";
+import { startsComputeWorkers } from "./compute-relay.ts";
 import { besideModule, startable } from "./worker-url.ts";
 
 /** `script`: the worker's address, when it is not beside this module. */
@@ -24,6 +25,7 @@ export function spawnEngineWorker(script: string | null): EngineWorker {
       { cause },
     );
   }
+  const endComputeWorkers = startsComputeWorkers(worker, () => startComputeWorker(url, script === null));
   return {
     endpoint: worker,
     onDeath: (f) => {
@@ -42,6 +44,18 @@ export function spawnEngineWorker(script: string | null): EngineWorker {
         f(new InlayError("worker-died", "a message of the engine's worker could not be read")),
       );
     },
-    terminate: () => worker.terminate(),
+    terminate() {
+      endComputeWorkers();
+      worker.terminate();
+    },
   };
+}
+
+/** `engine`: the address of the engine's worker, beside which the script is. */
+function startComputeWorker(engine: URL, isBesideModule: boolean): Worker {
+  const name = "inlay-compute";
+  return isBesideModule && engine.origin === location.origin
+    ? // Bundlers look for exactly these words.
+      new Worker(new URL("./compute-worker.js", import.meta.url), { type: "module", name })
+    : new Worker(startable(new URL("compute-worker.js", engine)), { type: "module", name });
 }

@@ -1,10 +1,9 @@
 /**
- * One answer's events over a MessagePort. The engine pushes, so no token costs a round trip; the page grants credit
+ * The events of one answer, or of pinning a prompt, over a MessagePort. The engine pushes, so no token costs a round trip; the page grants credit
  * as it consumes, so a slow reader holds the engine back instead of filling memory. Leaving the loop, or aborting,
  * sends one "cancel".
  */
 
-import type { GenerateEvent } from "../generate/events.ts";
 import type { FromStream, ToStream } from "./engine-api.ts";
 import { fromWire, toWire } from "./wire-error.ts";
 
@@ -12,9 +11,9 @@ import { fromWire, toWire } from "./wire-error.ts";
 const WINDOW = 64;
 
 /** Sends `events` over `port` until they end or the other side cancels, which aborts `controller`. Never rejects. */
-export async function sendEvents(
+export async function sendEvents<Event>(
   port: MessagePort,
-  events: (signal: AbortSignal) => AsyncGenerator<GenerateEvent>,
+  events: (signal: AbortSignal) => AsyncGenerator<Event>,
 ): Promise<void> {
   const controller = new AbortController();
   let credit = WINDOW;
@@ -24,7 +23,7 @@ export async function sendEvents(
     else credit += data.nEvents;
     wake();
   };
-  const send = (message: FromStream) => port.postMessage(message);
+  const send = (message: FromStream<Event>) => port.postMessage(message);
   try {
     for await (const event of events(controller.signal)) {
       while (credit === 0 && !controller.signal.aborted) {
@@ -49,17 +48,17 @@ export async function sendEvents(
  * The events of the answer behind `port`. Rejects with `signal.reason` when aborted, with the engine's error, or
  * with what `died` rejects with. Ends only when the engine has let go.
  */
-export async function* receiveEvents(
+export async function* receiveEvents<Event>(
   port: MessagePort,
   signal: AbortSignal | undefined,
   died: Promise<never>,
-): AsyncGenerator<GenerateEvent, void> {
-  const queue: FromStream[] = [];
+): AsyncGenerator<Event, void> {
+  const queue: FromStream<Event>[] = [];
   let wake = () => {};
   let isOver = false;
   let failure: { error: unknown } | undefined;
   const tell = (message: ToStream) => port.postMessage(message);
-  port.onmessage = ({ data }: MessageEvent<FromStream>) => {
+  port.onmessage = ({ data }: MessageEvent<FromStream<Event>>) => {
     queue.push(data);
     wake();
   };
@@ -72,7 +71,7 @@ export async function* receiveEvents(
     wake();
   };
   signal?.addEventListener("abort", onAbort);
-  const next = async (): Promise<FromStream | undefined> => {
+  const next = async (): Promise<FromStream<Event> | undefined> => {
     while (queue.length === 0) {
       if (failure) throw failure.error;
       if (signal?.aborted) return undefined;
@@ -107,10 +106,14 @@ export async function* receiveEvents(
 }
 
 /** Resolves when the engine has ended the answer. */
-async function drained(port: MessagePort, queue: readonly FromStream[], died: Promise<never>): Promise<void> {
+async function drained(
+  port: MessagePort,
+  queue: readonly FromStream<unknown>[],
+  died: Promise<never>,
+): Promise<void> {
   if (queue.some(({ kind }) => kind !== "event")) return;
   const ended = new Promise<void>((resolve) => {
-    port.onmessage = ({ data }: MessageEvent<FromStream>) => {
+    port.onmessage = ({ data }: MessageEvent<FromStream<unknown>>) => {
       if (data.kind !== "event") resolve();
     };
   });

@@ -3,6 +3,7 @@
 import { GpuDevice } from "../../src/backend/webgpu/device.ts";
 import { selfTest } from "../../src/backend/webgpu/self-test.ts";
 import { type AttentionCase, onGpu, runCase } from "../fixtures/attention-case.ts";
+import { type QuantizedCase, runQuantizedCase } from "../fixtures/quantized-case.ts";
 
 const SMOLLM = { nHeads: 9, nKvHeads: 3, headDim: 64, format: "f16", blockSize: 64 } as const;
 const ODD = { nHeads: 5, nKvHeads: 1, headDim: 40, format: "f32", blockSize: 16 } as const;
@@ -14,6 +15,11 @@ const CASES: readonly AttentionCase[] = [
   { ...SMOLLM, name: "f16 pages, window and softcap", chunks: [77, 1], window: 40, softcap: 20 },
   { ...ODD, name: "f32 pages, 5 heads of 40 on one", chunks: [33, 1, 31], lists: "masked" },
   { ...ODD, name: "f32 pages, large logits", chunks: [33, 1, 31], qScale: 100 },
+];
+
+const QUANTIZED: readonly QuantizedCase[] = [
+  { ...SMOLLM, name: "q4 pages from f16", cold: "q4", chunks: [250, 1, 20], lists: "per-head masked" },
+  { ...ODD, name: "q2 pages from f32", cold: "q2", chunks: [230, 1, 20], window: 150 },
 ];
 
 export interface TableRow {
@@ -32,6 +38,10 @@ export async function runTable(): Promise<TableRow[]> {
       const { error } = await runCase(onGpu(device), c);
       // A large logit carries its f32 rounding into the weight.
       rows.push({ name: c.name, error, limit: c.qScale ? 2e-3 : 1e-4 });
+    }
+    for (const c of QUANTIZED) {
+      const { error, nCold } = await runQuantizedCase(device, c);
+      rows.push({ name: c.name, error: nCold > 1 ? error : Number.POSITIVE_INFINITY, limit: 1e-4 });
     }
     const { ok, maxError } = await selfTest(device, { ...SMOLLM, nLayers: 1 });
     rows.push({ name: "self-test", error: ok ? maxError : Number.POSITIVE_INFINITY, limit: 1e-4 });

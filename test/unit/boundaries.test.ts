@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { BoundaryDetector, LOOKAHEAD, MAX_CHUNK } from "../../src/attention/boundaries.ts";
 import { KeyFeatures } from "../../src/attention/key-features.ts";
-import { PagedCache, SlotPool } from "../../src/kv/paged-cache.ts";
+import { PagedCache, SlotPool, type SlotStore } from "../../src/kv/paged-cache.ts";
 import { poolRows } from "../fixtures/policy-case.ts";
 import { normals, uniform } from "../fixtures/random.ts";
 
@@ -142,14 +142,24 @@ describe("chunk features", () => {
 
   test("follow the cache: a failed call, a fork, a shorter prefix", () => {
     let slots = 0;
-    const store = { slotBytes: 1, allocate: () => slots++, release: () => {}, copy: () => {} };
+    // No page is read or written here.
+    const store: SlotStore = {
+      slotBytes: 1,
+      format: "f32",
+      allocate: () => slots++,
+      release: () => {},
+      copy: () => {},
+      layerBytes: () => 0,
+      read: () => new Uint8Array(),
+      write: () => {},
+    };
     const cache = new PagedCache(new SlotPool(store));
     const { keys } = topicalKeys(600, 9);
     const f = features(8, 0);
     cache.attach(f);
     const run = (c: PagedCache, from: number, to: number, commits = true) => {
       c.reserve(to - from);
-      feed(c.companion as KeyFeatures, keys, from, to);
+      feed(c.companion(KeyFeatures)!, keys, from, to);
       if (commits) c.commit(to - from);
       else c.truncate(from);
     };
@@ -159,7 +169,7 @@ describe("chunk features", () => {
       return [g.chunks(0).ends, [...g.chunkFeatures(1)], [...g.granuleSums(1)]];
     };
     const state = (c: PagedCache) => {
-      const g = c.companion as KeyFeatures;
+      const g = c.companion(KeyFeatures)!;
       return [g.chunks(0).ends, [...g.chunkFeatures(1)], [...g.granuleSums(1)]];
     };
     run(cache, 0, 203);

@@ -54,6 +54,7 @@ describe("docs/api.md names", () => {
       prefill: "attention",
       decode: "attention",
       budget: "attention",
+      headBudgets: "attention",
       format: "kvCache",
       wasm: "assets",
       worker: "assets",
@@ -86,6 +87,10 @@ describe("docs/api.md names", () => {
       ["src/api/availability.ts", "Availability"],
       ["src/api/model.ts", "PromptProgress"],
       ["src/api/model.ts", "RequestOptions"],
+      ["src/api/pinned.ts", "PinProgress"],
+      ["src/api/pinned.ts", "OpenPinnedOptions"],
+      ["src/api/pinned.ts", "PinOptions"],
+      ["src/storage/prompt-store.ts", "PinnedInfo"],
     ];
     for (const [file, name] of parts)
       assertDocumented(namesIn(file, `export interface ${name}`, "\n}", FIELD).filter((n) => n !== "extra"));
@@ -97,13 +102,15 @@ describe("docs/api.md names", () => {
     for (const [file, name] of [
       ["src/api/model.ts", "Model"],
       ["src/api/session.ts", "Session"],
+      ["src/api/pinned.ts", "PinnedPrompts"],
+      ["src/api/pinned.ts", "PinnedPrompt"],
     ] as const)
       assertDocumented(namesIn(file, `export class ${name}`, "\n}", METHOD).filter(isPublic));
   });
 
   test("every command and its options", () => {
     assertDocumented(namesIn("src/cli/main.ts", "const COMMANDS", "};", /^ {2}(\w+):/gm));
-    for (const file of ["run", "bench", "model-argument"])
+    for (const file of ["run", "pin", "bench", "eval-quality", "model-argument"])
       assertDocumented(
         namesIn(`src/cli/${file}.ts`, "OPTIONS = {", "}", /^ {2}"?([\w-]+)"?:/gm).map((name) => `--${name}`),
       );

@@ -166,11 +166,12 @@ describe("quantized caches", () => {
         { kvCache: { format }, contextLength: 512 },
       ));
 
-  test("auto device with a quantized cache is WASM and says why", () =>
+  test("auto device places a model with a quantized cache as any other", () =>
     withEngine(
       async (engine) => {
-        assert.equal(engine.info.device.kind, "wasm");
-        assert.match(engine.info.device.reason, /KV format q4/);
+        const { kind, kvFormat } = engine.info.device;
+        // The tests' adapter is software.
+        assert.deepEqual({ kind, kvFormat }, { kind: "wasm", kvFormat: "q4" });
       },
       { device: "auto", kvCache: { format: "q4" } },
     ));

@@ -12,7 +12,8 @@ const found = await nodeGpu();
 const { skip } = found;
 
 const BYTES = tinyGguf("tiny-llama", { type: "F32", seed: 6 });
-const PROMPT = Array.from({ length: 70 }, (_, i) => 30 + ((i * 53) % 250));
+// Answers cross the 256th token, where attention moves from WASM to the GPU.
+const PROMPT = Array.from({ length: 245 }, (_, i) => 30 + ((i * 53) % 250));
 
 describe("device hybrid", { skip }, () => {
   if (found.skip !== false) return;
@@ -38,6 +39,23 @@ describe("device hybrid", { skip }, () => {
       assert.ok(engine.memory().gpu > 0);
       await engine.dispose();
     }
+  });
+
+  test("a quantized cache answers as WASM's does", async () => {
+    const long = Array.from({ length: 300 }, (_, i) => 30 + ((i * 37) % 200));
+    const answers: number[][] = [];
+    for (const device of ["wasm", "hybrid"] as const) {
+      const engine = await loadEngine(BYTES, { device, kvCache: { format: "q4" }, contextLength: 400 }, host);
+      assert.equal(engine.info.device.kvFormat, "q4");
+      const empty = engine.memory().kv;
+      answers.push((await collect(engine.generate(greedy(long, 40)))).ids);
+      // A request that follows another one cuts a quantized page.
+      answers.push((await collect(engine.generate(greedy(long.slice(0, 110), 8)))).ids);
+      const { nLayers, nKvHeads, headDim } = engine.info;
+      assert.ok(engine.memory().kv - empty < 340 * nLayers * nKvHeads * headDim * 2 * 4, "less than f32");
+      await engine.dispose();
+    }
+    assert.deepEqual(answers.slice(2), answers.slice(0, 2));
   });
 
   test("a device lost while answering is opened again, and the answer goes on", async () => {

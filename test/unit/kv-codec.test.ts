@@ -3,6 +3,8 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import type { WasmModule } from "../../src/backend/wasm/module.ts";
+import { FORMAT_CODES } from "../../src/backend/wasm/page-converter.ts";
+import type { CacheFormat } from "../../src/kv/page.ts";
 import { groupChannels, type QuantizedFormat, quantizedPageBytes } from "../../src/kv/quantize.ts";
 import { normals } from "../fixtures/random.ts";
 import { cannotRun, instantiate, SINGLE_THREAD_VARIANTS } from "../fixtures/wasm.ts";
@@ -25,13 +27,15 @@ interface RoundTrip {
 
 function roundTrip(wasm: WasmModule, page: Float32Array, bits: number, clip: number): RoundTrip {
   const headDim = page.length / (2 * TOKENS);
-  const halfBytes = wasm.call("kv_quantized_half_bytes", headDim, bits);
+  const format = FORMAT_CODES[`q${bits}` as CacheFormat];
+  const halfBytes = wasm.call("kv_page_bytes", headDim, format) / 2;
   const hot = wasm.alloc(page.byteLength, "test");
   const cold = wasm.alloc(2 * halfBytes, "test");
   wasm.f32(hot, page.length).set(page);
-  const status = wasm.call("kv_quantize_slot", hot, 1, headDim, bits, clip, cold);
+  const status = wasm.call("kv_convert_pages", hot, FORMAT_CODES.f32, 1, headDim, clip, format, cold);
   wasm.f32(hot, page.length).fill(Number.NaN);
-  if (status === 0) assert.equal(wasm.call("kv_dequantize_slot", cold, 1, headDim, bits, hot), 0);
+  if (status === 0)
+    assert.equal(wasm.call("kv_convert_pages", cold, format, 1, headDim, 1, FORMAT_CODES.f32, hot), 0);
   const half = (i: number) => wasm.bytes(cold + i * halfBytes, halfBytes).slice();
   const decoded = wasm.f32(hot, page.length).slice();
   wasm.free(hot);
@@ -132,13 +136,15 @@ for (const variant of SINGLE_THREAD_VARIANTS)
     test("bad arguments are refused", async () => {
       const wasm = await instantiate(variant);
       const ptr = wasm.alloc(1 << 20, "test");
-      for (const [headDim, bits, clip] of [
-        [12, 4, 1],
-        [264, 4, 1],
-        [64, 3, 1],
-        [64, 4, 0],
-        [64, 4, 1.1],
-      ] as const)
-        assert.equal(wasm.call("kv_quantize_slot", ptr, 1, headDim, bits, clip, ptr + (1 << 19)), -2);
+      for (const [headDim, format, clip] of [
+        [12, FORMAT_CODES.q4, 1],
+        [264, FORMAT_CODES.q4, 1],
+        [64, 5, 1],
+        [64, FORMAT_CODES.q4, 0],
+        [64, FORMAT_CODES.q4, 1.1],
+      ] as const) {
+        const out = ptr + (1 << 19);
+        assert.equal(wasm.call("kv_convert_pages", ptr, FORMAT_CODES.f32, 1, headDim, clip, format, out), -2);
+      }
     });
   });

@@ -2,18 +2,13 @@
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
+import { FORMAT_CODES } from "../../src/backend/wasm/page-converter.ts";
 import { WasmAttention } from "../../src/backend/wasm/wasm-attention.ts";
 import { WasmOps } from "../../src/backend/wasm/wasm-ops.ts";
 import { InlayError } from "../../src/errors.ts";
 import { PAGE_TOKENS, pageBytes } from "../../src/kv/page.ts";
 import type { PagedCache } from "../../src/kv/paged-cache.ts";
-import {
-  CLIP,
-  CODE_BITS,
-  type QuantizedFormat,
-  quantizedPageBytes,
-  settledPages,
-} from "../../src/kv/quantize.ts";
+import { CLIP, type QuantizedFormat, quantizedPageBytes, settledPages } from "../../src/kv/quantize.ts";
 import {
   type AttentionCase,
   attendChunk,
@@ -94,8 +89,23 @@ function throughCodec(
         page[i * PAGE_TOKENS + t] = k[at(t, i)]!;
         page[half + t * headDim + i] = v[at(t, i)]!;
       }
-    assert.equal(wasm.call("kv_quantize_slot", hot, 1, headDim, CODE_BITS[format], CLIP[format], cold), 0);
-    assert.equal(wasm.call("kv_dequantize_slot", cold, 1, headDim, CODE_BITS[format], hot), 0);
+    assert.equal(
+      wasm.call(
+        "kv_convert_pages",
+        hot,
+        FORMAT_CODES.f32,
+        1,
+        headDim,
+        CLIP[format],
+        FORMAT_CODES[format],
+        cold,
+      ),
+      0,
+    );
+    assert.equal(
+      wasm.call("kv_convert_pages", cold, FORMAT_CODES[format], 1, headDim, 1, FORMAT_CODES.f32, hot),
+      0,
+    );
     for (let t = 0; t < PAGE_TOKENS; t++)
       for (let i = 0; i < headDim; i++) {
         k[at(t, i)] = page[i * PAGE_TOKENS + t]!;

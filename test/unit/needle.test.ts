@@ -145,7 +145,7 @@ describe("inlay eval --needle", () => {
   });
 
   const mistakes: [string, string[], number, RegExp][] = [
-    ["no kind of evaluation", [], 2, /--needle is missing/],
+    ["no kind of evaluation", [], 2, /--needle or --perplexity FILE is missing/],
     ["an unknown task", ["--needle", "--tasks", "single,sing"], 2, /--tasks has sing; there are single/],
     ["a length over the context", ["--needle", "--lengths", "4096"], 1, /length is 4096.*from 256 to/],
     ["a depth over 100 %", ["--needle", "--depths", "101"], 1, /depth is 1.01/],

@@ -246,9 +246,9 @@ describe("chat requests with one thing wrong", () => {
     ],
     ["audio output", { modalities: ["text", "audio"] }, /modalities "audio" is not supported/],
     [
-      "a pinned prompt",
+      "a pinned prompt that is none",
       { pinned: {} },
-      "pinned is not supported in this version; put the pinned text into messages",
+      "pinned is an object; it must be a pinned prompt from model.pin or model.pinned.open",
     ],
     ["functions", { functions: [] }, /functions is not supported in this version; use tools/],
     ["reasoning effort", { reasoning_effort: "low" }, /use chat_template_kwargs/],

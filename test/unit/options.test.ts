@@ -6,7 +6,7 @@ import { type LoadOptions, resolveContextLength, resolveLoadOptions } from "../.
 const DEFAULTS = {
   contextLength: "auto",
   device: "auto",
-  attention: { prefill: "auto", decode: "auto", budget: 0.25 },
+  attention: { prefill: "auto", decode: "auto", budget: 0.25, headBudgets: null },
   kvCache: { format: "auto" },
   threads: "auto",
   assets: { wasm: null, worker: null },
@@ -43,17 +43,14 @@ describe("defaults", () => {
   test("one section given leaves the others", () =>
     assert.deepEqual(resolve({ attention: { budget: 1 } }), {
       ...DEFAULTS,
-      attention: { prefill: "auto", decode: "auto", budget: 1 },
+      attention: { prefill: "auto", decode: "auto", budget: 1, headBudgets: null },
     }));
 });
 
-test("quantized caches are for WASM, and for auto, which then is WASM", () => {
-  for (const device of ["auto", "wasm"] as const)
+test("every device has quantized caches", () => {
+  for (const device of ["auto", "wasm", "hybrid", "webgpu"] as const)
     for (const format of ["q8", "q4", "q2"] as const)
       assert.equal(resolveLoadOptions({ device, kvCache: { format } }).kvCache.format, format);
-  assert.throws(() => resolveLoadOptions({ device: "webgpu", kvCache: { format: "q8" } }), {
-    code: "invalid-option",
-  });
 });
 
 test("everything given", () => {
@@ -62,7 +59,7 @@ test("everything given", () => {
   const resolved = resolveLoadOptions({
     contextLength: 16384,
     device: "hybrid",
-    attention: { prefill: "window", decode: "dhsa", budget: 0.5 },
+    attention: { prefill: "window", decode: "dhsa", budget: 0.5, headBudgets: [[1, 0.5]] },
     kvCache: { format: "f16" },
     threads: 4,
     assets: { wasm: new URL("https://example.com/inlay.wasm"), worker: "./engine-worker.js" },
@@ -115,13 +112,6 @@ describe("refused values", () => {
       message: 'attention.decode is "sample"; it must be "auto", "dense", "window" or "dhsa"',
     },
     {
-      name: "a quantized cache on a GPU",
-      options: { device: "hybrid", kvCache: { format: "q2" } },
-      message:
-        'kvCache.format "q2" is not supported in this version; device "hybrid" has "auto", "f32" or "f16"; ' +
-        'quantized caches need device "wasm"',
-    },
-    {
       name: "an unknown format",
       options: { kvCache: { format: "bf16" } },
       message: /kvCache\.format is "bf16";/,
@@ -130,6 +120,18 @@ describe("refused values", () => {
       name: "a budget of 0",
       options: { attention: { budget: 0 } },
       message: "attention.budget is 0; it must be a number with 0 < attention.budget <= 1",
+    },
+    {
+      name: "a head's budget of nothing",
+      options: {
+        attention: {
+          headBudgets: [
+            [1, 1],
+            [1, 0],
+          ],
+        },
+      },
+      message: /attention\.headBudgets\[1\]\[1\] is 0; it must be a number with 0 </,
     },
     { name: "a budget above 1", options: { attention: { budget: 1.01 } }, message: /budget is 1\.01/ },
     {

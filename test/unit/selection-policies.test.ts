@@ -165,6 +165,39 @@ for (const [name, make] of Object.entries(POLICIES)) {
   });
 }
 
+describe("budgets of single heads", () => {
+  const shape: AttentionShape = {
+    nLayers: 2,
+    nHeads: 4,
+    nKvHeads: 2,
+    headDim: 16,
+    window: [undefined, undefined],
+  };
+  const rows = { q: normals(700 * 64, 8), k: normals(700 * 32, 9) };
+  const budget: Budget = { tokens: 64, fraction: 0.3, sinks: 32, local: 32, denseBelow: 0 };
+  const layer = 1;
+  for (const name of ["dhsa", "vertical-slash", "sample"] as const)
+    test(`${name}: a head with twice the budget reads more, one with half of it less, and ones change nothing`, () => {
+      const pages = (perKvHead?: Float32Array) => {
+        const own = { ...budget, perKvHead };
+        const [part] = selectInParts(POLICIES[name]!(shape), shape, rows, [700], own, { layer });
+        const { selection, blocks } = part!;
+        assertSelection(selection, shape, blocks, own);
+        return [0, 1].map((h) => {
+          const [from, to] = [h, h + 1].map((row) => selection.rowPtr[row * selection.nBlocks]!);
+          return to! - from!;
+        });
+      };
+      const equal = pages();
+      assert.deepEqual(pages(Float32Array.of(1, 1, 1, 1)), equal);
+      assert.deepEqual(pages(Float32Array.of(2, 0.5, 1, 1)), equal, "another layer's factors");
+      const [more, less] = pages(Float32Array.of(1, 1, 2, 0.5));
+      assert.ok(more! > 1.2 * equal[0]! && less! < 0.95 * equal[1]!, `${more} and ${less} beside ${equal}`);
+      const all = pages(Float32Array.of(1, 1, 100, 1));
+      assert.equal(all[0], (22 * 23) / 2, "at most everything");
+    });
+});
+
 test("4097 tokens: the longest length of the table, for the default policies", () => {
   const shape: AttentionShape = { nLayers: 1, nHeads: 2, nKvHeads: 1, headDim: 16, window: [undefined] };
   const rows = { q: normals(4097 * 32, 8), k: normals(4097 * 16, 9) };

@@ -11,7 +11,6 @@ import type { Ops } from "../../src/backend/backend.ts";
 import type { WasmOps } from "../../src/backend/wasm/wasm-ops.ts";
 import { GpuDevice } from "../../src/backend/webgpu/device.ts";
 import { HybridAttention } from "../../src/backend/webgpu/hybrid-attention.ts";
-import { openWebgpuPair } from "../../src/backend/webgpu/webgpu-pair.ts";
 import { attentionPlans } from "../../src/engine/attention-plans.ts";
 import { Checkpoint } from "../../src/engine/yielding.ts";
 import { InlayError } from "../../src/errors.ts";
@@ -20,8 +19,11 @@ import type { AttentionPlan } from "../../src/model/select-pages.ts";
 import { type LoadOptions, resolveLoadOptions } from "../../src/options.ts";
 import { relativeError } from "../fixtures/attention-case.ts";
 import { collect, greedy, loadEngine, TEST_HOST } from "../fixtures/engine.ts";
+import { openGpuTransformer } from "../fixtures/gpu-transformer.ts";
 import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
 import { nodeGpu } from "../fixtures/node-gpu.ts";
+import { poolRows } from "../fixtures/policy-case.ts";
+import { normals } from "../fixtures/random.ts";
 import { densePlan, openTransformer } from "../fixtures/transformer.ts";
 import { instantiate } from "../fixtures/wasm.ts";
 
@@ -234,22 +236,58 @@ describe("sparse policies on both devices", { skip: found.skip }, () => {
       hybrid.attention.dispose();
     });
 
-  test("the webgpu pair is dense under auto, and refuses what looks at queries and keys", async () => {
-    const { config } = await wasmModel;
-    const { nLayers, nHeads, nKvHeads, headDim } = config;
+  test("the webgpu pair pools, selects and answers as WASM does, with one read-back a layer", async () => {
+    const wasm = await wasmModel;
+    const { nLayers } = wasm.config;
     const device = await GpuDevice.create(gpu, { label: "test" });
-    const pair = await openWebgpuPair(device, { nLayers, nHeads, nKvHeads, headDim, format: "f32" });
-    const plans = (attention: NonNullable<LoadOptions["attention"]>) =>
-      attentionPlans(config, 8192, resolveLoadOptions({ attention }), { kind: "webgpu", ...pair });
-    assert.equal(plans({}).prefill.policy.name, "dense");
-    assert.equal(plans({ prefill: "window" }).prefill.policy.name, "window");
-    for (const attention of [{ prefill: "dhsa" }, { prefill: "vertical-slash" }, { decode: "dhsa" }] as const)
-      assert.throws(
-        () => plans(attention),
-        /but device "webgpu" does not pool queries and keys; use "dense"/,
-      );
-    pair.dispose();
+    const webgpu = await openGpuTransformer(BYTES, device);
+    const { ops } = webgpu;
+    for (const [width, ends] of [
+      [8, [1]],
+      [24, [5, 5, 37, 101]],
+    ] as const) {
+      const x = normals(ends.at(-1)! * width, 1);
+      const first = normals(width, 2);
+      const expected = new Float32Array(ends.length * width);
+      expected.set(first);
+      poolRows(x, width, Uint32Array.from(ends), expected);
+      using tensor = ops.tensors.upload(x, width);
+      using pooled = ops.pool(tensor, Uint32Array.from(ends), first);
+      const [actual, copy] = await ops.readAll([pooled, tensor]);
+      assert.deepEqual(copy, x);
+      for (const [i, e] of expected.entries())
+        assert.ok(Math.abs(actual![i]! - e) <= 1e-4 * (1 + Math.abs(e)), `${i}: ${actual![i]} for ${e}`);
+    }
+
+    for (const name of ["dhsa", "vertical-slash"] as const) {
+      const seen: Record<string, Selection[]> = { wasm: [], webgpu: [] };
+      const a = await lastLogits(wasm, planOf(wasm, name, QUARTER, seen.wasm), [300, 200]);
+      const before = ops.crossings.readbacks;
+      const b = await lastLogits(webgpu, planOf(webgpu, name, QUARTER, seen.webgpu), [300, 200]);
+      assert.equal(ops.crossings.readbacks - before, 2 * nLayers + 2 * 1);
+      const pages = (selections: Selection[]) => selections.map(({ layer, page }) => [layer, page.length]);
+      assert.deepEqual(pages(seen.webgpu!), pages(seen.wasm!), name);
+      const error = relativeError(b, a, a.length);
+      assert.ok(error <= 5e-3, `${name}: relative error ${error}`);
+    }
+    // A token that is decoded densely has its keys remembered with the read-back of its logits.
+    const plan = { ...densePlan(webgpu), features: planOf(webgpu, "dhsa", QUARTER).features };
+    const before = ops.crossings.readbacks;
+    await lastLogits(webgpu, plan, [40, 1, 1]);
+    assert.equal(ops.crossings.readbacks - before, 3);
+    webgpu.dispose();
     device.dispose();
+  });
+
+  test("device webgpu is dense under auto", async () => {
+    const { config } = await wasmModel;
+    const device = { kind: "webgpu", attention: (await wasmModel).attention } as const;
+    const plans = (attention: NonNullable<LoadOptions["attention"]>) =>
+      attentionPlans(config, 8192, resolveLoadOptions({ attention }), device);
+    assert.equal(plans({}).prefill.policy.name, "dense");
+    assert.equal(plans({}).decode.features, undefined);
+    for (const prefill of ["window", "dhsa", "vertical-slash"] as const)
+      assert.equal(plans({ prefill }).prefill.policy.name, prefill);
   });
 
   test("sample on the GPU is refused with what would work", () =>

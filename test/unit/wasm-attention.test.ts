@@ -64,6 +64,26 @@ for (const variant of SINGLE_THREAD_VARIANTS) {
   });
 }
 
+test("memory that held NaN before does not reach an answer through the free places of a page", async () => {
+  const c: AttentionCase = {
+    name: "",
+    nHeads: 4,
+    nKvHeads: 2,
+    headDim: 16,
+    format: "f32",
+    chunks: [300, 1],
+    blockSize: 32,
+    lists: "dense",
+  };
+  const ops = new WasmOps(await instantiate("simd"));
+  const expected = await runCase(() => openWasm(ops, c), c);
+  const { wasm } = ops;
+  const blocks = Array.from({ length: 64 }, () => wasm.alloc(1 << 14, "test"));
+  for (const ptr of blocks) wasm.bytes(ptr, 1 << 14).fill(0xff);
+  for (const ptr of blocks) wasm.free(ptr);
+  assert.deepEqual(await runCase(() => openWasm(ops, c), c), expected);
+});
+
 test("the same call twice gives the same bits", async () => {
   const c: AttentionCase = { ...BASE, name: "twice", chunks: [290, 1, 64] };
   const open = await opener("simd");

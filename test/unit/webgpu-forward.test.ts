@@ -24,7 +24,7 @@ import { forward, loadReferenceModel } from "../reference/model.ts";
 const RELATIVE = 2e-5;
 
 /** Tokens of an answer that are compared: a software adapter takes 20 ms for each. */
-const MAX_TOKENS = 50;
+const MAX_TOKENS = 24;
 
 const found = await nodeDevice();
 const { skip } = found;

@@ -25,6 +25,7 @@ const MIME_TYPES = {
   ".ts": "text/javascript; charset=utf-8",
   ".json": "application/json; charset=utf-8",
   ".map": "application/json; charset=utf-8",
+  ".md": "text/markdown; charset=utf-8",
   ".svg": "image/svg+xml",
   ".wasm": "application/wasm",
   ".gguf": "application/octet-stream",

@@ -2,8 +2,8 @@
 //
 // A page holds 32 tokens of one layer and KV head: K transposed (head_dim, 32), then V (32, head_dim), in f32 or
 // f16. A slot holds the pages of all layers and KV heads for the same 32 tokens; the page table gives each logical
-// page's slot address. In the quantized formats new slots are f32 ("hot") and older ones quantized ("cold", see
-// wasm/kv/page_codec.h); the lowest bit of a cold slot's address is set.
+// page's slot address. Slots that are still written ("hot") are all f32 or all f16; older ones may be quantized ("cold",
+// see wasm/kv/page_codec.h), each in a format of its own, which the lowest two bits of its address say.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +20,7 @@ enum PageFormat : uint32_t { kPageF32 = 0, kPageF16 = 1, kPageQ8 = 2, kPageQ4 = 
 struct LayerPages {
   uint8_t* const* slots;  // (n_pages) slot addresses
   uint32_t layer_offset;  // bytes from a hot slot's start to this layer's first page
-  PageFormat format;
+  PageFormat format;      // of hot slots: kPageF32 or kPageF16
   int32_t n_kv_heads;
   int32_t head_dim;  // a multiple of 8, at most kMaxHeadDim
 
@@ -31,12 +31,14 @@ struct LayerPages {
   }
   uint8_t* v_page(int page, int kv_head) const { return k_page(page, kv_head) + half_bytes(); }
 
-  bool is_cold(int page) const { return (reinterpret_cast<uintptr_t>(slots[page]) & 1) != 0; }
-  int cold_bits() const { return format == kPageQ8 ? 8 : format == kPageQ4 ? 4 : 2; }
+  // 0: hot; 1, 2, 3: kPageQ8, kPageQ4, kPageQ2.
+  uint32_t tag(int page) const { return uint32_t(reinterpret_cast<uintptr_t>(slots[page]) & 3); }
+  bool is_cold(int page) const { return tag(page) != 0; }
+  int cold_bits(int page) const { return 16 >> tag(page); }
   // K half of a cold page; its V half follows.
   const uint8_t* cold_page(int page, int kv_head) const {
     const size_t index = layer_offset / (2 * half_bytes()) + size_t(kv_head);
-    return slots[page] - 1 + index * 2 * quantized_half_bytes(head_dim, cold_bits());
+    return slots[page] - tag(page) + index * 2 * quantized_half_bytes(head_dim, cold_bits(page));
   }
 };
 

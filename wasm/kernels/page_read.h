@@ -16,7 +16,7 @@ INLAY_INLINE const float* elements_as_f32(const LayerPages& pages, const uint8_t
 INLAY_INLINE const float* keys_as_f32(const LayerPages& pages, int page, int kv_head, float* out) {
   if (!pages.is_cold(page))
     return elements_as_f32(pages, pages.k_page(page, kv_head), size_t(kPageTokens) * pages.head_dim, out);
-  decode_channels(pages.cold_page(page, kv_head), pages.head_dim, pages.cold_bits(), out);
+  decode_channels(pages.cold_page(page, kv_head), pages.head_dim, pages.cold_bits(page), out);
   return out;
 }
 
@@ -24,7 +24,7 @@ INLAY_INLINE const float* keys_as_f32(const LayerPages& pages, int page, int kv_
 INLAY_INLINE const float* values_as_f32(const LayerPages& pages, int page, int kv_head, float* out) {
   if (!pages.is_cold(page))
     return elements_as_f32(pages, pages.v_page(page, kv_head), size_t(kPageTokens) * pages.head_dim, out);
-  const int head_dim = pages.head_dim, bits = pages.cold_bits();
+  const int head_dim = pages.head_dim, bits = pages.cold_bits(page);
   decode_tokens(pages.cold_page(page, kv_head) + quantized_half_bytes(head_dim, bits), head_dim, bits, out);
   return out;
 }

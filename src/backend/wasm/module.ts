@@ -40,13 +40,12 @@ export class WasmModule {
         memory,
         // Called by malloc when the heap is too small; returning 0 makes malloc return null.
         emscripten_resize_heap: (bytes: number) => {
-          const missing = Math.ceil(((bytes >>> 0) - memory.buffer.byteLength) / PAGE);
-          try {
-            if (missing > 0) memory.grow(missing);
-            return 1;
-          } catch {
-            return 0;
-          }
+          const { byteLength } = memory.buffer;
+          const missing = Math.ceil(((bytes >>> 0) - byteLength) / PAGE);
+          // Growing takes a millisecond, and caches ask for a page after the other.
+          return missing <= 0 || grow(memory, missing + byteLength / PAGE / 16) || grow(memory, missing)
+            ? 1
+            : 0;
         },
         _abort_js: () => {
           throw new InlayError("out-of-memory", `the WASM module aborted; its heap is ${mib(memory)} MiB`, {
@@ -111,6 +110,16 @@ export class WasmModule {
   /** View of `length` i32 at `ptr`. Invalid after the next allocation. */
   i32(ptr: number, length: number): Int32Array<ArrayBuffer> {
     return new Int32Array(this.u8.buffer, ptr, length);
+  }
+}
+
+/** Whether the system had `pages` more. */
+function grow(memory: WebAssembly.Memory, pages: number): boolean {
+  try {
+    memory.grow(Math.ceil(pages));
+    return true;
+  } catch {
+    return false;
   }
 }
 

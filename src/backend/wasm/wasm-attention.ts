@@ -4,77 +4,118 @@
 
 import type { SampledMasses, Selection } from "../../attention/policy.ts";
 import { InlayError, internalError } from "../../errors.ts";
-import { type KvShape, PAGE_TOKENS, pageBytes, pageCount } from "../../kv/page.ts";
+import {
+  type CacheFormat,
+  type KvShape,
+  PAGE_TOKENS,
+  type PageFormat,
+  pageBytes,
+  pageCount,
+} from "../../kv/page.ts";
 import { type ColdSlots, PagedCache, SlotPool, type SlotStore } from "../../kv/paged-cache.ts";
-import { CLIP, CODE_BITS, type QuantizedFormat, quantizedPageBytes } from "../../kv/quantize.ts";
+import { CLIP, isQuantized, type QuantizedFormat, wholePageBytes } from "../../kv/quantize.ts";
 import type { AttendCall, AttentionOps, Tensor, UnselectedCall } from "../backend.ts";
 import type { WasmModule } from "./module.ts";
+import { FORMAT_CODES } from "./page-converter.ts";
 import type { WasmOps } from "./wasm-ops.ts";
 import { wasmTensor } from "./wasm-tensor.ts";
 
-/** Slots are numbered by their address; cold ones by their address + 1, which the kernels know them by. */
+/** Slots are numbered by their address; cold ones by their address + tag, which the kernels know them by. */
 class WasmSlotStore implements SlotStore {
   readonly slotBytes: number;
-  readonly cold: WasmColdSlots | undefined;
+  readonly format: PageFormat;
+  readonly cold: WasmColdSlots;
 
   constructor(
     private readonly wasm: WasmModule,
-    shape: KvShape,
+    private readonly shape: KvShape,
   ) {
-    this.slotBytes = shape.nLayers * shape.nKvHeads * 2 * pageBytes(shape.format, shape.headDim);
-    this.cold = shape.cold && new WasmColdSlots(wasm, shape, shape.cold, this.slotBytes);
+    this.format = shape.format;
+    this.slotBytes = shape.nLayers * this.#layerBytes(shape.format);
+    this.cold = new WasmColdSlots(wasm, shape, this.slotBytes);
   }
 
+  /** Zeroed: kernels multiply what is past the last token by 0, which would keep a NaN that lay here before. */
   allocate(): number {
     const slot = this.wasm.alloc(this.slotBytes, "KV cache");
-    // Tokens not written yet are masked, but 0 * NaN would not be.
     this.wasm.bytes(slot, this.slotBytes).fill(0);
     return slot;
   }
 
   release(slot: number): void {
-    this.wasm.free(this.cold?.has(slot) ? slot - 1 : slot);
+    this.wasm.free(slot - (slot % 4));
   }
 
   copy(from: number, to: number): void {
     this.wasm.u8.copyWithin(to, from, from + this.slotBytes);
   }
+
+  layerBytes(slots: readonly number[]): number {
+    return slots.reduce((sum, slot) => sum + this.#layerBytes(this.cold.formatOf(slot) ?? this.format), 0);
+  }
+
+  read(layer: number, slots: readonly number[]): Uint8Array<ArrayBuffer> {
+    const pages = new Uint8Array(this.layerBytes(slots));
+    for (const { bytes, at } of this.#places(layer, slots)) pages.set(bytes, at);
+    return pages;
+  }
+
+  write(layer: number, slots: readonly number[], pages: Uint8Array): void {
+    for (const { bytes, at } of this.#places(layer, slots))
+      bytes.set(pages.subarray(at, at + bytes.byteLength));
+  }
+
+  /** The bytes of each slot's layer in the heap, and where they are in all of them together. */
+  *#places(layer: number, slots: readonly number[]) {
+    let at = 0;
+    for (const slot of slots) {
+      const size = this.#layerBytes(this.cold.formatOf(slot) ?? this.format);
+      yield { bytes: this.wasm.bytes(slot - (slot % 4) + layer * size, size), at };
+      at += size;
+    }
+  }
+
+  #layerBytes(format: CacheFormat): number {
+    return this.shape.nKvHeads * wholePageBytes(format, this.shape.headDim);
+  }
 }
 
-/** Quantized slots. Hot ones are f32. */
+/** What a cold slot's address ends with: wasm/kernels/attention.h. */
+const COLD_TAGS = { q8: 1, q4: 2, q2: 3 } as const;
+const TAG_FORMATS = [undefined, "q8", "q4", "q2"] as const;
+
+/** Quantized slots. */
 class WasmColdSlots implements ColdSlots {
-  readonly slotBytes: number;
+  readonly automatic: QuantizedFormat | undefined;
+  readonly formats = ["q8", "q4", "q2"] as const;
 
   constructor(
     private readonly wasm: WasmModule,
     private readonly shape: KvShape,
-    private readonly format: QuantizedFormat,
     private readonly hotBytes: number,
   ) {
-    if (shape.format !== "f32") throw internalError(`${format} pages from ${shape.format} ones`);
-    this.slotBytes = shape.nLayers * shape.nKvHeads * 2 * quantizedPageBytes(format, shape.headDim);
+    this.automatic = shape.cold;
   }
 
-  has(slot: number): boolean {
-    return slot % 2 === 1;
-  }
-
-  freeze(slot: number, page: number): number {
-    const { wasm, format } = this;
+  slotBytes(format: QuantizedFormat): number {
     const { nLayers, nKvHeads, headDim } = this.shape;
-    const cold = wasm.alloc(this.slotBytes, "KV cache");
-    const nPages = nLayers * nKvHeads;
-    const status = wasm.call(
-      "kv_quantize_slot",
-      slot,
-      nPages,
-      headDim,
-      CODE_BITS[format],
-      CLIP[format],
-      cold,
-    );
-    if (status === 0) return cold + 1;
-    wasm.free(cold);
+    return nLayers * nKvHeads * wholePageBytes(format, headDim);
+  }
+
+  formatOf(slot: number): QuantizedFormat | undefined {
+    return TAG_FORMATS[slot % 4];
+  }
+
+  allocate(format: QuantizedFormat): number {
+    return this.wasm.alloc(this.slotBytes(format), "KV cache") + COLD_TAGS[format];
+  }
+
+  freeze(slot: number, format: QuantizedFormat, page: number): number {
+    const { nKvHeads } = this.shape;
+    const cold = this.allocate(format);
+    const status = this.#convert(slot, this.shape.format, cold - COLD_TAGS[format], format);
+    if (status === 0) return cold;
+    this.wasm.free(cold - COLD_TAGS[format]);
     if (status < 0) throw internalError(`quantizing a page returned ${status}`);
     const index = (status - 1) >> 1;
     const what = status % 2 === 1 ? "keys" : "values";
@@ -82,14 +123,20 @@ class WasmColdSlots implements ColdSlots {
   }
 
   thaw(slot: number): number {
-    const { wasm, format } = this;
-    const { nLayers, nKvHeads, headDim } = this.shape;
-    const hot = wasm.alloc(this.hotBytes, "KV cache");
-    const nPages = nLayers * nKvHeads;
-    const status = wasm.call("kv_dequantize_slot", slot - 1, nPages, headDim, CODE_BITS[format], hot);
+    const format = this.formatOf(slot);
+    if (!format) throw internalError(`slot ${slot} is hot`);
+    const hot = this.wasm.alloc(this.hotBytes, "KV cache");
+    const status = this.#convert(slot - COLD_TAGS[format], format, hot, this.shape.format);
     if (status === 0) return hot;
-    wasm.free(hot);
+    this.wasm.free(hot);
     throw internalError(`decoding a page returned ${status}`);
+  }
+
+  #convert(from: number, fromFormat: CacheFormat, to: number, toFormat: CacheFormat): number {
+    const { nLayers, nKvHeads, headDim } = this.shape;
+    const clip = isQuantized(toFormat) ? CLIP[toFormat] : 1;
+    const [fromCode, toCode] = [FORMAT_CODES[fromFormat], FORMAT_CODES[toFormat]];
+    return this.wasm.call("kv_convert_pages", from, fromCode, nLayers * nKvHeads, headDim, clip, toCode, to);
   }
 }
 
@@ -103,15 +150,13 @@ function notFinite(what: "keys" | "values", layer: number, kvHead: number, page:
   );
 }
 
-/** The C enum PageFormat. */
-const FORMAT_CODES = { f32: 0, f16: 1, q8: 2, q4: 3, q2: 4 } as const;
-
 /** Bytes of the C struct AttendCall (wasm/kernels/attention.h): 19 fields of 32 bits. */
 const CALL_FIELDS = 19;
 
 export class WasmAttention implements AttentionOps {
   readonly device = "wasm";
   readonly #pool: SlotPool;
+  readonly #slotBytes: number;
   readonly #call: number;
   /** The selection that is in the heap now, and where. */
   #uploaded: { selection: Selection; ptr: number } | undefined;
@@ -121,7 +166,9 @@ export class WasmAttention implements AttentionOps {
     private readonly ops: WasmOps,
     private readonly shape: KvShape,
   ) {
-    this.#pool = new SlotPool(new WasmSlotStore(ops.wasm, shape));
+    const store = new WasmSlotStore(ops.wasm, shape);
+    this.#pool = new SlotPool(store);
+    this.#slotBytes = store.slotBytes;
     this.#call = ops.wasm.alloc(CALL_FIELDS * 4, "call arguments");
   }
 
@@ -178,6 +225,30 @@ export class WasmAttention implements AttentionOps {
     return { nPages, columns: masses.subarray(0, length), diagonals: masses.subarray(length) };
   }
 
+  /** Cached keys and values of tokens [from, to) of one layer, (to - from, nKvHeads * headDim) each. f32 pages only. */
+  rows(cache: PagedCache, layer: number, from: number, to: number): { k: Tensor; v: Tensor } {
+    const { nKvHeads, headDim, format, cold } = this.shape;
+    if (format !== "f32" || cold) throw internalError(`rows of ${cold ?? format} pages`);
+    const width = nKvHeads * headDim;
+    const { wasm, heap } = this.ops;
+    const k = heap.create(to - from, width);
+    const v = heap.create(to - from, width);
+    const [keys, values] = [k.view, v.view];
+    const size = PAGE_TOKENS * headDim;
+    for (let token = from; token < to; token++) {
+      const slot = cache.slots[Math.floor(token / PAGE_TOKENS)]!;
+      const inPage = token % PAGE_TOKENS;
+      const pages = wasm.f32(slot, this.#slotBytes / 4).subarray(layer * nKvHeads * 2 * size);
+      for (let head = 0; head < nKvHeads; head++) {
+        const at = (token - from) * width + head * headDim;
+        const page = pages.subarray(head * 2 * size, (head + 1) * 2 * size);
+        for (let d = 0; d < headDim; d++) keys[at + d] = page[d * PAGE_TOKENS + inPage]!;
+        values.set(page.subarray(size + inPage * headDim, size + (inPage + 1) * headDim), at);
+      }
+    }
+    return { k, v };
+  }
+
   memory(): { kv: number; scratch: number } {
     return { kv: this.#pool.bytes, scratch: 0 };
   }
@@ -188,12 +259,12 @@ export class WasmAttention implements AttentionOps {
   /** The fields that do not depend on a selection; the others are left as they are. */
   #writeCall(call: UnselectedCall): Uint32Array {
     const { wasm } = this.ops;
-    const { nHeads, nKvHeads, headDim, format, cold } = this.shape;
+    const { nHeads, nKvHeads, headDim, format } = this.shape;
     const { qStart, qLen, blockSize } = call.blocks;
     const slots = this.#writeSlots(call.cache);
     const layerOffset = call.layer * nKvHeads * 2 * pageBytes(format, headDim);
     const fields = wasm.u32(this.#call, CALL_FIELDS);
-    fields.set([slots, layerOffset, FORMAT_CODES[cold ?? format], nKvHeads, headDim, wasmTensor(call.q).ptr]);
+    fields.set([slots, layerOffset, FORMAT_CODES[format], nKvHeads, headDim, wasmTensor(call.q).ptr]);
     fields[11] = blockSize;
     fields.set([qStart, qLen, nHeads], 13);
     wasm.f32(this.#call, CALL_FIELDS).set([call.scale, call.softcap ?? 0], 16);

@@ -112,23 +112,27 @@ export class WasmOps implements Ops {
     return out;
   }
 
-  pool(x: Tensor, ends: Uint32Array, sums: Float32Array): void {
+  pool(x: Tensor, ends: Uint32Array, first: Float32Array): Tensor {
     const { ptr, width } = wasmTensor(x);
-    if (sums.length !== ends.length * width || (ends.at(-1) ?? 0) > x.nTokens)
+    if (first.length !== width || (ends.at(-1) ?? 0) > x.nTokens)
       throw internalError(
-        `pooling (${x.nTokens}, ${width}) in ${ends.length} runs to ${sums.length} numbers`,
+        `pooling (${x.nTokens}, ${width}) in ${ends.length} runs from ${first.length} numbers`,
       );
-    const endsPtr = this.wasm.alloc(ends.byteLength + sums.byteLength, "pooled rows");
-    const sumsPtr = endsPtr + ends.byteLength;
+    const out = this.heap.create(ends.length, width);
+    const endsPtr = this.wasm.alloc(ends.byteLength, "pooled rows");
     this.wasm.u32(endsPtr, ends.length).set(ends);
-    this.wasm.f32(sumsPtr, width).set(sums.subarray(0, width));
-    this.wasm.call("pool_run_rows", ptr, width, endsPtr, ends.length, sumsPtr);
-    sums.set(this.wasm.f32(sumsPtr, sums.length));
+    out.view.set(first);
+    this.wasm.call("pool_run_rows", ptr, width, endsPtr, ends.length, out.ptr);
     this.wasm.free(endsPtr);
+    return out;
   }
 
   read(x: Tensor): Float32Array {
     return wasmTensor(x).view.slice();
+  }
+
+  readAll(xs: readonly Tensor[]): Float32Array[] {
+    return xs.map((x) => this.read(x));
   }
 
   memory(): { weights: number; scratch: number } {

@@ -23,7 +23,7 @@ import {
   type KernelShape,
   splitCount,
 } from "./kernels.ts";
-import { GpuPageStore } from "./page-store.ts";
+import { GpuPageStore, type LayerPages } from "./page-store.ts";
 import { Uploads } from "./uploads.ts";
 
 /** Options of {@link GpuAttention}. */
@@ -53,6 +53,17 @@ export interface GpuAttendCall {
   readonly window?: number | undefined;
 }
 
+/** Keys and values of tokens [start, start + nTokens) of one layer, in buffers as in {@link GpuAttendCall}. */
+export type GpuAppendCall = Pick<GpuAttendCall, "layer" | "k" | "v" | "cache"> & {
+  readonly start: number;
+  readonly nTokens: number;
+};
+
+/** A layer's pages, and which of them the cache uses. */
+interface CachePages extends LayerPages {
+  readonly table: GPUBuffer;
+}
+
 /** One dispatch of an attention kernel. */
 interface Part {
   readonly selection: Selection;
@@ -78,7 +89,7 @@ export class GpuAttention {
     private readonly tuning: AttentionTuning,
     initialPages: number,
   ) {
-    this.#store = new GpuPageStore(device, shape, initialPages);
+    this.#store = new GpuPageStore(device, shape, initialPages, kernels.codec);
     this.#pool = new SlotPool(this.#store);
     this.#uploads = new Uploads(device);
     this.#scratch = new BufferGroup(device, "attention");
@@ -110,26 +121,38 @@ export class GpuAttention {
     return this.#store.prepare();
   }
 
+  /** Records the append of rows alone. Buffers must stay alive until the pass is submitted. */
+  encodeAppend(pass: GPUComputePassEncoder, call: GpuAppendCall): void {
+    this.#append(pass, call, this.#pagesOf(call));
+  }
+
+  #append(pass: GPUComputePassEncoder, call: GpuAppendCall, { k, v, table }: CachePages): void {
+    const { cache, start, nTokens } = call;
+    if (start + nTokens > cache.slots.length * PAGE_TOKENS)
+      throw internalError("an append past the reserved pages", {
+        start,
+        nTokens,
+        nPages: cache.slots.length,
+      });
+    const { nKvHeads, headDim } = this.shape;
+    const nPairs = pairCount(start, nTokens);
+    const params = this.#uploads.uniform("append params", Uint32Array.of(nTokens, start, nKvHeads, nPairs));
+    this.#dispatch(pass, this.kernels.append, "append", [params, call.k, call.v, table, k, v], {
+      nGroups: Math.ceil((nPairs * nKvHeads * headDim) / 2 / FLAT_THREADS),
+    });
+  }
+
+  #pagesOf({ cache, layer }: Pick<GpuAttendCall, "cache" | "layer">): CachePages {
+    const table = this.#uploads.storage("page table", Uint32Array.from(cache.slots));
+    return { ...this.#store.layer(layer, cache.slots), table };
+  }
+
   /** Records append and attention. Buffers it reads through `call` must stay alive until the pass is submitted. */
   encode(pass: GPUComputePassEncoder, call: GpuAttendCall): void {
-    const { cache, blocks, layer } = call;
-    if (blocks.qStart + blocks.qLen > cache.slots.length * PAGE_TOKENS)
-      throw internalError(`attention past the reserved pages`, { ...blocks, nPages: cache.slots.length });
-    const pages = this.#store.layer(layer, cache.slots);
-    const pageTable = this.#uploads.storage("page table", Uint32Array.from(cache.slots));
-
-    const append = this.#uploads.uniform("append params", this.#appendParams(blocks));
+    const { blocks } = call;
+    const pages = this.#pagesOf(call);
+    this.#append(pass, { ...call, start: blocks.qStart, nTokens: blocks.qLen }, pages);
     const { nHeads, nKvHeads, headDim } = this.shape;
-    const nPairs = pairCount(blocks);
-    this.#dispatch(
-      pass,
-      this.kernels.append,
-      "append",
-      [append, call.k, call.v, pageTable, pages.k, pages.v],
-      {
-        nGroups: Math.ceil((nPairs * nKvHeads * headDim) / 2 / FLAT_THREADS),
-      },
-    );
 
     const parts = this.#plan(blocks, call.selections);
     const nPartials = parts.reduce((n, part) => n + part.nSplits, 0);
@@ -144,10 +167,12 @@ export class GpuAttention {
         call.q,
         pages.k,
         pages.v,
-        pageTable,
+        pages.table,
         selection.buffer,
         out,
         lse,
+        // Bound, though not read, where no page is quantized.
+        pages.cold ?? pages.table,
       ];
       const kernel = part.isDecode ? this.kernels.decode : this.kernels.prefill;
       this.#dispatch(pass, kernel, part.isDecode ? "decode" : "prefill", buffers, {
@@ -212,11 +237,6 @@ export class GpuAttention {
     return parts;
   }
 
-  /** `Params` of kv_append.wgsl. */
-  #appendParams(blocks: QueryBlocks): Uint32Array<ArrayBuffer> {
-    return Uint32Array.of(blocks.qLen, blocks.qStart, this.shape.nKvHeads, pairCount(blocks));
-  }
-
   /** `Params` of attention_prefill.wgsl and attention_decode.wgsl. */
   #attendParams(call: GpuAttendCall, part: Part, pagesAt: number, masksAt: number): Uint32Array<ArrayBuffer> {
     const { blocks, scale, softcap = 0, window = 0 } = call;
@@ -254,9 +274,9 @@ export class GpuAttention {
   }
 }
 
-/** Pairs of positions (2i, 2i + 1) that hold a token of `blocks`. */
-function pairCount({ qStart, qLen }: QueryBlocks): number {
-  return Math.floor((qStart + qLen - 1) / 2) - Math.floor(qStart / 2) + 1;
+/** Pairs of positions (2i, 2i + 1) that hold one of the tokens. */
+function pairCount(start: number, nTokens: number): number {
+  return Math.floor((start + nTokens - 1) / 2) - Math.floor(start / 2) + 1;
 }
 
 /** Pages of the longest list. */

@@ -4,6 +4,7 @@
  */
 
 import padRows from "../../../shaders/pad_rows.wgsl";
+import poolRows from "../../../shaders/pool_rows.wgsl";
 import rmsNorm from "../../../shaders/rms_norm.wgsl";
 import rmsNormHeads from "../../../shaders/rms_norm_heads.wgsl";
 import rope from "../../../shaders/rope.wgsl";
@@ -46,6 +47,7 @@ interface ElementwiseKernels {
   readonly rmsNormHeads: Kernel;
   readonly rope: Kernel;
   readonly padRows: Kernel;
+  readonly poolRows: Kernel;
 }
 
 export class GpuOps implements Ops {
@@ -72,13 +74,14 @@ export class GpuOps implements Ops {
   static async create(gpu: GpuDevice, options: GpuOpsOptions = {}): Promise<GpuOps> {
     const recorder = new Recorder(gpu);
     const flat = { wg_size: FLAT_THREADS };
-    const [norm, normHeads, rotate, pad] = await Promise.all([
+    const [norm, normHeads, rotate, pad, pool] = await Promise.all([
       recorder.kernel({ name: "rms_norm", source: rmsNorm, constants: { wg_size: NORM_THREADS } }),
       recorder.kernel({ name: "rms_norm_heads", source: rmsNormHeads, constants: {} }),
       recorder.kernel({ name: "rope", source: rope, constants: flat }),
       recorder.kernel({ name: "pad_rows", source: padRows, constants: flat }),
+      recorder.kernel({ name: "pool_rows", source: poolRows, constants: flat }),
     ]);
-    const kernels = { rmsNorm: norm, rmsNormHeads: normHeads, rope: rotate, padRows: pad };
+    const kernels = { rmsNorm: norm, rmsNormHeads: normHeads, rope: rotate, padRows: pad, poolRows: pool };
     return new GpuOps(recorder, kernels, { ...defaultTuning(gpu), ...options.tuning });
   }
 
@@ -182,19 +185,60 @@ export class GpuOps implements Ops {
     );
   }
 
+  pool(x: Tensor, ends: Uint32Array, first: Float32Array): Tensor {
+    const input = gpuTensor(x);
+    const { width } = input;
+    if (first.length !== width || (ends.at(-1) ?? 0) > x.nTokens)
+      throw internalError(
+        `pooling (${x.nTokens}, ${width}) in ${ends.length} runs from ${first.length} numbers`,
+      );
+    return this.#filled(ends.length, width, (out) => {
+      using endsTensor = this.#upload(Uint32Array.from(ends), 1);
+      using firstTensor = this.#upload(Float32Array.from(first), width);
+      const params = this.recorder.params("pool_rows params", Uint32Array.of(ends.length, width, 0, 0));
+      const bindings = {
+        0: params,
+        1: input.buffer,
+        2: endsTensor.buffer,
+        3: firstTensor.buffer,
+        4: out.buffer,
+      };
+      const nGroups = Math.ceil((ends.length * width) / FLAT_THREADS);
+      this.recorder.dispatch(this.kernels.poolRows, bindings, nGroups, 0);
+    });
+  }
+
   async read(x: Tensor): Promise<Float32Array> {
+    const [rows] = await this.readAll([x]);
+    return rows!;
+  }
+
+  async readAll(xs: readonly Tensor[]): Promise<Float32Array[]> {
     this.recorder.assertLive();
-    const { buffer, byteLength, nTokens, width } = gpuTensor(x);
+    if (xs.length === 0) return [];
+    const tensors = xs.map(gpuTensor);
+    const byteLength = tensors.reduce((sum, tensor) => sum + tensor.byteLength, 0);
+    const shapes = tensors.slice(0, 2).map(({ nTokens, width }) => `(${nTokens}, ${width})`);
     let isDone = false;
     try {
       const result = await this.#readBacks.read(
-        `reading (${nTokens}, ${width}) results`,
+        `reading ${shapes.join(", ")}${tensors.length > 2 ? ", …" : ""} results`,
         byteLength,
         (target) => {
-          this.recorder.copy(buffer, 0, target, byteLength);
+          let at = 0;
+          for (const tensor of tensors) {
+            this.recorder.copy(tensor.buffer, 0, target, tensor.byteLength, at);
+            at += tensor.byteLength;
+          }
           this.recorder.submit();
         },
-        (bytes) => new Float32Array(bytes.slice(0)),
+        (bytes) => {
+          let at = 0;
+          return tensors.map((tensor) => {
+            at += tensor.byteLength;
+            return new Float32Array(bytes.slice(at - tensor.byteLength, at));
+          });
+        },
       );
       isDone = true;
       this.crossings.readbacks++;

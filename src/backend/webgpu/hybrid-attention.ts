@@ -21,6 +21,9 @@ export interface HostTensors {
   create(nTokens: number, width: number): Tensor;
 }
 
+/** Keys and values (rows of all KV heads) of the tokens from `start` on, which `cache` has reserved. */
+export type AppendCall = Pick<AttendCall, "layer" | "k" | "v" | "cache"> & { readonly start: number };
+
 export class HybridAttention implements AttentionOps {
   readonly device = "webgpu";
   /** Counted since creation. */
@@ -78,6 +81,22 @@ export class HybridAttention implements AttentionOps {
       // A buffer made by a call that failed may be invalid.
       if (!isDone) this.#dropScratch();
     }
+  }
+
+  /** Writes rows to their pages without attending; a later `attend` reports a lost device. */
+  async append(call: AppendCall): Promise<void> {
+    this.#assertLive();
+    await this.attention.prepare();
+    this.#assertLive();
+    const k = this.#upload("k", call.k);
+    const v = this.#upload("v", call.v);
+    const encoder = this.gpu.handle.createCommandEncoder({ label: `${this.gpu.label} append ${call.layer}` });
+    const pass = encoder.beginComputePass();
+    this.attention.encodeAppend(pass, { ...call, k, v, nTokens: call.k.nTokens });
+    pass.end();
+    this.gpu.handle.queue.submit([encoder.finish()]);
+    this.attention.submitted();
+    this.#inputs.submitted();
   }
 
   memory(): { kv: number; scratch: number } {

@@ -1,5 +1,5 @@
 /**
- * The four attention kernels compiled for one model shape: which variant of each shader fits this device, and
+ * The attention kernels, and those that code pages, compiled for one model shape: which variant of each shader fits this device, and
  * how many workgroups a call is cut into.
  */
 
@@ -7,10 +7,13 @@ import attentionDecode from "../../../shaders/attention_decode.wgsl";
 import attentionMerge from "../../../shaders/attention_merge.wgsl";
 import attentionPrefill from "../../../shaders/attention_prefill.wgsl";
 import kvAppend from "../../../shaders/kv_append.wgsl";
+import kvDequantize from "../../../shaders/kv_dequantize.wgsl";
+import kvQuantize from "../../../shaders/kv_quantize.wgsl";
 import { internalError } from "../../errors.ts";
 import { PAGE_TOKENS } from "../../kv/page.ts";
+import { CLIP, CODE_BITS, groupChannels, type QuantizedFormat } from "../../kv/quantize.ts";
 import type { GpuDevice } from "./device.ts";
-import type { PageStoreShape } from "./page-store.ts";
+import type { PageCodec, PageStoreShape } from "./page-store.ts";
 
 /** What may be measured and set per device. */
 export interface AttentionTuning {
@@ -54,6 +57,8 @@ export interface AttentionKernels {
   readonly prefill: GPUComputePipeline;
   readonly decode: GPUComputePipeline;
   readonly merge: GPUComputePipeline;
+  /** Where old pages are quantized. */
+  readonly codec: PageCodec | undefined;
   /** (query, head of the group) rows of one prefill workgroup. */
   readonly prefillRows: number;
   /** Query heads of one decode workgroup. */
@@ -73,27 +78,46 @@ export async function compileKernels(
     );
   const page = { head_dim: headDim, page_f16: shape.format === "f16" ? 1 : 0 };
   const decodeHeads = chooseDecodeHeads(device, shape, tuning);
+  const cold = shape.cold && { cold_bits: CODE_BITS[shape.cold], range_channels: groupChannels(headDim) };
   const prefillConstants = {
     ...page,
+    ...cold,
     row_groups: tuning.rowGroups,
     stage_q:
       tuning.stageQueries && prefillBytes(shape, tuning.rowGroups, true) <= workgroupBytes(device) ? 1 : 0,
   };
-  const [append, prefill, decode, merge] = await Promise.all([
+  const [append, prefill, decode, merge, codec] = await Promise.all([
     device.pipeline({ name: "kv_append", source: kvAppend, constants: { ...page, wg_size: FLAT_THREADS } }),
     device.pipeline({ name: "attention_prefill", source: attentionPrefill, constants: prefillConstants }),
     device.pipeline({
       name: "attention_decode",
       source: attentionDecode,
-      constants: { ...page, heads: decodeHeads, wg_size: tuning.decodeThreads },
+      constants: { ...page, ...cold, heads: decodeHeads, wg_size: tuning.decodeThreads },
     }),
     device.pipeline({
       name: "attention_merge",
       source: attentionMerge,
       constants: { head_dim: headDim, wg_size: FLAT_THREADS },
     }),
+    shape.cold && compileCodec(device, shape.cold, { ...page, ...cold, wg_size: FLAT_THREADS }),
   ]);
-  return { append, prefill, decode, merge, prefillRows: 4 * tuning.rowGroups, decodeHeads };
+  return { append, prefill, decode, merge, codec, prefillRows: 4 * tuning.rowGroups, decodeHeads };
+}
+
+async function compileCodec(
+  device: GpuDevice,
+  format: QuantizedFormat,
+  constants: Readonly<Record<string, number>>,
+): Promise<PageCodec> {
+  const [quantize, dequantize] = await Promise.all([
+    device.pipeline({
+      name: "kv_quantize",
+      source: kvQuantize,
+      constants: { ...constants, clip: CLIP[format] },
+    }),
+    device.pipeline({ name: "kv_dequantize", source: kvDequantize, constants }),
+  ]);
+  return { quantize, dequantize, dequantizeThreads: FLAT_THREADS };
 }
 
 /**

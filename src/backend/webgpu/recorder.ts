@@ -99,9 +99,9 @@ export class Recorder {
   }
 
   /** Records a copy of `byteLength` bytes; both offsets are multiples of 4. */
-  copy(from: GPUBuffer, fromOffset: number, to: GPUBuffer, byteLength: number): void {
+  copy(from: GPUBuffer, fromOffset: number, to: GPUBuffer, byteLength: number, toOffset = 0): void {
     this.#endPass();
-    this.#openEncoder().copyBufferToBuffer(from, fromOffset, to, 0, byteLength);
+    this.#openEncoder().copyBufferToBuffer(from, fromOffset, to, toOffset, byteLength);
   }
 
   /** A uniform buffer that holds `words`. Its contents never change. */

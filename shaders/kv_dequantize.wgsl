@@ -1,0 +1,81 @@
+// kv_dequantize: writes what quantized pages stand for into hot pages, K and V of every KV head of one layer.
+//   jobs        (n_jobs, 2)                             cold slot, hot slot
+//   cold_pages  (cold slots, n_kv_heads, 2)             halves; see kv_quantize.wgsl
+//   k_pages     (slots, n_kv_heads, head_dim, 32)       f32, or f16 pairs of neighbouring tokens
+//   v_pages     (slots, n_kv_heads, 32, head_dim)       f32, or f16 pairs of neighbouring dims
+// One invocation decodes 4 channels of 4 tokens, which no other's words hold.
+// Dispatch (2 * n_kv_heads * head_dim * 2 / wg_size rounded up, n_jobs).  Reference: test/reference/page-codec.ts
+
+override head_dim: u32 = 64;       // multiple of 8, at most 256
+override page_f16: bool = true;    // false: f32 pages
+override cold_bits: u32 = 4;       // 8, 4 or 2
+override range_channels: u32 = 64; // channels that share a range; a multiple of 8
+override range_words: u32 = head_dim / range_channels * 8;
+override half_words: u32 = 4 + 2 * range_words + head_dim * cold_bits;
+override wg_size: u32 = 64;
+
+struct Params { n_kv_heads: u32 }
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> jobs: array<vec2u>;
+@group(0) @binding(2) var<storage, read> cold_pages: array<u32>;
+@group(0) @binding(3) var<storage, read_write> k_pages: array<u32>;
+@group(0) @binding(4) var<storage, read_write> v_pages: array<u32>;
+
+/// Four E4M3 numbers. Subnormal ones are computed, not shifted into place: GPUs flush what f32 has of them.
+fn e4m3(word: u32) -> vec4f {
+  let bits = (vec4u(word) >> vec4u(0u, 8u, 16u, 24u)) & vec4u(0xffu);
+  let exponent = (bits >> vec4u(3u)) & vec4u(15u);
+  let mantissa = bits & vec4u(7u);
+  let normal = bitcast<vec4f>(((exponent + 120u) << vec4u(23u)) | (mantissa << vec4u(20u)));
+  let magnitude = select(normal, vec4f(mantissa) * 0.001953125, exponent == vec4u(0u));
+  return select(magnitude, -magnitude, (bits & vec4u(128u)) != vec4u(0u));
+}
+
+/// Channels c..c+3 (columns) of tokens 4x..4x+3 of the half page at word `half`; c is a multiple of 4.
+fn cold_matrix(half: u32, c: u32, x: u32) -> mat4x4f {
+  let range_at = half + 4u + c / range_channels * 8u + x;
+  let scale = bitcast<f32>(cold_pages[half]);
+  let lo = e4m3(cold_pages[range_at]) * scale;
+  let step = e4m3(cold_pages[range_at + range_words]) * scale;
+  let codes_at = half + 4u + 2u * range_words + c * cold_bits + x % cold_bits;
+  let shift = vec4u(cold_bits * (x / cold_bits)) + vec4u(0u, 8u, 16u, 24u);
+  let low = vec4u((1u << cold_bits) - 1u);
+  return mat4x4f(
+    lo + step * vec4f((vec4u(cold_pages[codes_at]) >> shift) & low),
+    lo + step * vec4f((vec4u(cold_pages[codes_at + cold_bits]) >> shift) & low),
+    lo + step * vec4f((vec4u(cold_pages[codes_at + 2u * cold_bits]) >> shift) & low),
+    lo + step * vec4f((vec4u(cold_pages[codes_at + 3u * cold_bits]) >> shift) & low));
+}
+
+/// Writes 4 neighbouring elements of a hot page from element `at` on.
+fn store(is_k: bool, at: u32, x: vec4f) {
+  var words = bitcast<vec4u>(x);
+  if (page_f16) {
+    let y = clamp(x, vec4f(-65504.0), vec4f(65504.0));
+    words = vec4u(pack2x16float(y.xy), pack2x16float(y.zw), 0u, 0u);
+  }
+  let word = select(at, at / 2u, page_f16);
+  for (var i = 0u; i < select(4u, 2u, page_f16); i++) {
+    if (is_k) { k_pages[word + i] = words[i]; } else { v_pages[word + i] = words[i]; }
+  }
+}
+
+@compute @workgroup_size(wg_size)
+fn main(@builtin(global_invocation_id) id: vec3u) {
+  let job = jobs[id.y];
+  let x = id.x % 8u;
+  let c = id.x / 8u * 4u % head_dim;
+  let half = id.x / (2u * head_dim);  // K of head 0, V of head 0, K of head 1...
+  if (half >= 2u * params.n_kv_heads) { return; }
+  let kv_head = half / 2u;
+  let is_k = half % 2u == 0u;
+  let matrix = cold_matrix(((job.x * params.n_kv_heads + kv_head) * 2u + half % 2u) * half_words, c, x);
+  let at = (job.y * params.n_kv_heads + kv_head) * 32u * head_dim;
+  if (is_k) {
+    for (var i = 0u; i < 4u; i++) { store(true, at + (c + i) * 32u + 4u * x, matrix[i]); }
+  } else {
+    let rows = transpose(matrix);
+    for (var i = 0u; i < 4u; i++) { store(false, at + (4u * x + i) * head_dim + c, rows[i]); }
+  }
+}

@@ -1,0 +1,209 @@
+/** Pinned prompts on the page's side: `model.pin`, `model.pinned`, and the handle of an open one. */
+
+import { resolveMessages } from "../chat/messages.ts";
+import type { ChatMessage } from "../chat/types.ts";
+import { InlayError, internalError } from "../errors.ts";
+import { checkBoolean, checkKnownNames, checkObject, checkString, invalidOption } from "../option-checks.ts";
+import type { PinnedContent } from "../prompts/content.ts";
+import type { PinBits, PinEvent } from "../prompts/pinned-prompts.ts";
+import type { EngineClient } from "../rpc/client.ts";
+import type { PinnedInfo } from "../storage/prompt-store.ts";
+
+export type { PinBits };
+
+/** How far pinning, opening or importing is. */
+export interface PinProgress {
+  /** "prefill" counts tokens; "download", "store" and "restore" count bytes. */
+  readonly phase: "prefill" | "download" | "store" | "restore";
+  readonly loaded: number;
+  readonly total: number;
+  /** 0 to 1 over all phases; never goes back. */
+  readonly progress: number;
+}
+
+/** Options of everything that ends with an open pinned prompt. */
+export interface OpenPinnedOptions {
+  onProgress?: ((progress: PinProgress) => void) | undefined;
+  /** Aborting it rejects with `signal.reason`; what was begun is undone, unless it was just done. */
+  signal?: AbortSignal | undefined;
+}
+
+export interface PinOptions extends OpenPinnedOptions {
+  /** The name to find it again by; 1 to 256 characters. */
+  id: string;
+  /** true: the text as it is, for `complete`. @default false for models with a chat template, else true */
+  raw?: boolean | undefined;
+  /**
+   * Bits of a stored key or value. 2 takes a seventh of the bytes of f16 and costs some accuracy, 4 a quarter and next to
+   * none; 16 stores them as the model's cache has them (f32 or f16). The first 32 and the last 128 tokens are f16 always.
+   * @default 4, or what kvCache.format quantizes to
+   */
+  bits?: PinBits | undefined;
+}
+
+const PIN_BITS = [2, 4, 8, 16] as const;
+
+/** Share of the whole that is done when a phase begins. Prefilling, or fetching, is nearly all of the work. */
+const PHASE_START = { prefill: 0, download: 0, store: 0.95, restore: 0 } as const;
+const PHASE_END = { prefill: 0.95, download: 0.95, store: 1, restore: 1 } as const;
+
+/**
+ * An open pinned prompt: pass it as `pinned` to requests and sessions of the model that opened it. Its pages stay in
+ * memory, and its stored bytes where they are, until `close`, or until the model is disposed.
+ */
+export class PinnedPrompt {
+  readonly id: string;
+  readonly info: PinnedInfo;
+  /** @internal Names it to the engine. */
+  readonly key: string;
+  readonly #client: EngineClient;
+
+  /** @internal They come from `model.pin` and `model.pinned`. */
+  constructor(client: EngineClient, key: string, info: PinnedInfo) {
+    this.#client = client;
+    this.key = key;
+    this.info = info;
+    this.id = info.id;
+  }
+
+  /** Lets go of it: requests with it then reject with `disposed`. What is stored stays. Idempotent. */
+  async close(): Promise<void> {
+    try {
+      await this.#client.call((engine) => engine.closePinned(this.key));
+    } catch (error) {
+      // It went with the model.
+      if (!(error instanceof InlayError && ["disposed", "worker-died"].includes(error.code))) throw error;
+    }
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}
+
+/** `model.pinned`: the stored prompts of one model. */
+export class PinnedPrompts {
+  readonly #client: EngineClient;
+
+  /** @internal */
+  constructor(client: EngineClient) {
+    this.#client = client;
+  }
+
+  /** What is stored for this model, most recently used first. Reads none of it. */
+  list(): Promise<PinnedInfo[]> {
+    return this.#client.call((engine) => engine.listPinned());
+  }
+
+  /** Restores a stored prompt. Rejects with `storage-failed` if there is none or it is damaged, and with `cache-mismatch`. */
+  async open(id: string, options: OpenPinnedOptions = {}): Promise<PinnedPrompt> {
+    checkString("id", id);
+    return openPinned(this.#client, options, (signal) =>
+      this.#client.pinEvents((engine, port) => engine.openPinned(id, port), signal),
+    );
+  }
+
+  /** Removes a stored prompt, and closes it; false if there was none. */
+  async delete(id: string): Promise<boolean> {
+    checkString("id", id);
+    return this.#client.call((engine) => engine.deletePinned(id));
+  }
+
+  /** A stored prompt as an `.inlaykv` file. */
+  async export(id: string): Promise<Blob> {
+    checkString("id", id);
+    return this.#client.call((engine) => engine.exportPinned(id));
+  }
+
+  /**
+   * Stores an `.inlaykv` file of this model, or the one behind a URL, under the id in it, and opens it. Replaces another
+   * prompt of that id. Rejects with `source-failed` for a URL that cannot be fetched.
+   */
+  async import(source: Blob | URL | string, options: OpenPinnedOptions = {}): Promise<PinnedPrompt> {
+    const file = source instanceof Blob ? source : absoluteUrl(source);
+    return openPinned(this.#client, options, (signal) =>
+      this.#client.pinEvents((engine, port) => engine.importPinned(file, port), signal),
+    );
+  }
+}
+
+function absoluteUrl(source: URL | string): string {
+  const { location } = globalThis as { location?: { href: string } };
+  try {
+    if (typeof source === "string" || source instanceof URL) return new URL(source, location?.href).href;
+  } catch {
+    // no URL either
+  }
+  throw invalidOption("source", source, "a Blob, a File or a URL");
+}
+
+/** `model.pin`. */
+export async function pin(
+  client: EngineClient,
+  hasChatTemplate: boolean,
+  input: string | readonly ChatMessage[],
+  options: PinOptions,
+): Promise<PinnedPrompt> {
+  checkKnownNames("", checkObject("options", options), ["id", "raw", "bits", "onProgress", "signal"]);
+  const id = checkString("id", options.id);
+  if (id.length < 1 || id.length > 256) throw invalidOption("id", id, "a name of 1 to 256 characters");
+  const raw = options.raw === undefined ? undefined : checkBoolean("raw", options.raw);
+  const bits = options.bits === undefined ? undefined : checkBits(options.bits);
+  const content = contentOf(input, raw, hasChatTemplate);
+  requestPersistence();
+  return openPinned(client, options, (signal) =>
+    client.pinEvents((engine, port) => engine.pin({ id, content, bits }, port), signal),
+  );
+}
+
+function checkBits(bits: unknown): PinBits {
+  if (PIN_BITS.includes(bits as PinBits)) return bits as PinBits;
+  throw invalidOption("bits", bits, "2, 4, 8 or 16");
+}
+
+/** Text is a system message where there are chats, and raw text where there are none or that is asked for. */
+function contentOf(
+  input: string | readonly ChatMessage[],
+  raw: boolean | undefined,
+  hasChatTemplate: boolean,
+): PinnedContent {
+  if (typeof input !== "string") {
+    if (raw === true) throw invalidOption("raw", raw, "false, or absent, for messages");
+    return { kind: "chat", messages: resolveMessages(input) };
+  }
+  if (raw ?? !hasChatTemplate) return { kind: "text", text: input };
+  return { kind: "chat", messages: resolveMessages([{ role: "system", content: input }]) };
+}
+
+/** Asks the browser not to clear this origin's storage for want of space. Firefox asks its user, so nobody waits for it. */
+function requestPersistence(): void {
+  const { storage } = (globalThis.navigator ?? {}) as { storage?: Partial<StorageManager> };
+  // A browser that refuses keeps the prompt for as long as it has room.
+  storage?.persist?.().catch(() => {});
+}
+
+async function openPinned(
+  client: EngineClient,
+  { onProgress, signal }: OpenPinnedOptions,
+  start: (signal: AbortSignal | undefined) => AsyncGenerator<PinEvent, void>,
+): Promise<PinnedPrompt> {
+  let prompt: PinnedPrompt | undefined;
+  let done = 0;
+  try {
+    for await (const event of start(signal)) {
+      if (event.kind === "pinned") {
+        prompt = new PinnedPrompt(client, event.key, event.info);
+        continue;
+      }
+      const { phase, loaded, total } = event;
+      const from = PHASE_START[phase];
+      done = Math.max(done, from + (loaded / total) * (PHASE_END[phase] - from));
+      onProgress?.({ phase, loaded, total, progress: done });
+    }
+  } catch (error) {
+    await prompt?.close();
+    throw error;
+  }
+  if (!prompt) throw internalError("pinning ended without a prompt");
+  return prompt;
+}

@@ -1,0 +1,72 @@
+/** Pages between a cache and the records of a stored prompt, whatever the two are coded in. */
+
+import type { PageConverter } from "../backend/wasm/page-converter.ts";
+import { clearPastTokens, PAGE_TOKENS, pageCount } from "../kv/page.ts";
+import type { PagedCache } from "../kv/paged-cache.ts";
+import { type KvRecord, type PromptShape, runBytes, storedRuns } from "./manifest.ts";
+
+type Bytes = Uint8Array<ArrayBuffer>;
+
+/** The prompt whose pages are moved. */
+export interface StoredPages {
+  readonly shape: PromptShape;
+  readonly nTokens: number;
+}
+
+export class PageTransfer {
+  constructor(
+    private readonly cache: PagedCache,
+    private readonly stored: StoredPages,
+    private readonly converter: PageConverter,
+  ) {}
+
+  /**
+   * The bytes of a record. Pages that are stored in another format than the cache has them in are changed in the cache
+   * too, to what will be restored: a prompt gives the same answers before and after.
+   */
+  async take(record: KvRecord): Promise<Bytes> {
+    const live = await this.cache.readPages(record.layer, record.from, record.to);
+    const bytes = this.#convert(record, live, "toStored");
+    if (bytes !== live) await this.give(record, bytes);
+    return bytes;
+  }
+
+  /** Fills reserved pages with the bytes of a record. */
+  async give(record: KvRecord, bytes: Bytes): Promise<void> {
+    const { layer, from, to } = record;
+    await this.cache.writePages(layer, from, to, this.#convert(record, bytes, "toLive"));
+  }
+
+  /** `pages` itself where nothing is to be done. */
+  #convert({ from, to }: KvRecord, pages: Bytes, direction: "toStored" | "toLive"): Bytes {
+    const { shape, nTokens } = this.stored;
+    const parts: Bytes[] = [];
+    let at = 0;
+    for (const run of storedRuns(shape, nTokens, from, to)) {
+      // A cache has all pages of a run in one format: either it codes them as they are stored, or it cannot.
+      const live = this.cache.formatOf(run.from);
+      const [source, target] = direction === "toStored" ? [live, run.format] : [run.format, live];
+      const size = runBytes(shape, { ...run, format: source });
+      parts.push(this.converter.convert(pages.subarray(at, at + size), source, target));
+      at += size;
+    }
+    const isSame = parts.every((part) => part.buffer === pages.buffer);
+    const result = isSame ? pages : concat(parts);
+    const past = nTokens - (to - 1) * PAGE_TOKENS;
+    if (direction === "toStored" && to === pageCount(nTokens) && past < PAGE_TOKENS) {
+      const last = runBytes(shape, { from: to - 1, to, format: shape.format });
+      clearPastTokens(result.subarray(-last), shape, past);
+    }
+    return result;
+  }
+}
+
+function concat(parts: readonly Bytes[]): Bytes {
+  const whole = new Uint8Array(parts.reduce((sum, { byteLength }) => sum + byteLength, 0));
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.byteLength;
+  }
+  return whole;
+}

@@ -1,0 +1,205 @@
+/**
+ * Pinned prompts in IndexedDB, in two databases, so that listing prompts does not touch their bytes:
+ *
+ *     inlay-prompts   key → PromptEntry
+ *     inlay-pages     `${pages}/${record number}` → bytes
+ *
+ * Locks say who needs which records. Whoever writes has their lock for itself, whoever uses them shares it, and records
+ * are removed only by who gets it without waiting. Records that no entry names and nobody has locked were left by a
+ * writer that died; they are removed when the store is first used.
+ */
+
+import {
+  createStore,
+  del,
+  delMany,
+  get,
+  getMany,
+  keys,
+  set,
+  setMany,
+  type UseStore,
+  values,
+} from "idb-keyval";
+import { InlayError } from "../errors.ts";
+import { insecurePage } from "./digest.ts";
+import { acquireLock, ifUnlocked } from "./locks.ts";
+import type { Bytes, PromptEntry, PromptStore, PromptWriter } from "./prompt-store.ts";
+
+/** Written in one transaction. */
+const BATCH_BYTES = 4 << 20;
+
+export class IdbPromptStore implements PromptStore {
+  readonly #prompts: UseStore;
+  readonly #pages: UseStore;
+  #collected: Promise<void> | undefined;
+
+  /** Throws `unsupported-environment` where pages have no locks. */
+  constructor() {
+    if (navigator.locks === undefined) throw insecurePage();
+    this.#prompts = createStore("inlay-prompts", "manifests");
+    this.#pages = createStore("inlay-pages", "records");
+  }
+
+  /** Does not wait for what dead writers left to be removed. */
+  async list(): Promise<PromptEntry[]> {
+    const entries = await this.#entries();
+    this.#collectOnce().catch(() => {}); // whoever writes waits for it, and is told
+    return entries;
+  }
+
+  async get(key: string): Promise<PromptEntry | undefined> {
+    await this.#collectOnce();
+    return guarded("read", () => get<PromptEntry>(key, this.#prompts));
+  }
+
+  async makeRoom(bytes: number): Promise<void> {
+    await this.#collectOnce();
+    // WebKitGTK and Safari before 17 do not tell; there a write that does not fit says so.
+    const storage = navigator.storage as Partial<StorageManager> | undefined;
+    const { usage = 0, quota = Infinity } = (await storage?.estimate?.()) ?? {};
+    let missing = bytes - (quota - usage);
+    if (missing <= 0) return;
+    const oldestFirst = (await this.#entries()).sort((a, b) => a.info.usedAt - b.info.usedAt);
+    const removable = oldestFirst.reduce((sum, { info }) => sum + info.byteLength, 0);
+    // Nothing is lost for a prompt that would not fit anyway.
+    if (removable >= missing)
+      for (const entry of oldestFirst) {
+        const isRemoved = await ifUnlocked(lockOf(entry.pages), async () => {
+          await guarded("write", () => del(entry.key, this.#prompts));
+          await this.#deleteRecords(entry.pages);
+        });
+        if (isRemoved) missing -= entry.info.byteLength;
+        if (missing <= 0) return;
+      }
+    throw new InlayError(
+      "storage-quota",
+      `the prompt needs ${mib(bytes)} of storage; this origin uses ${mib(usage)} of the ${mib(quota)} that the browser ` +
+        "allows it, and other pinned prompts are in use or too small: delete some, or pin a shorter prompt",
+      { neededBytes: bytes, usage, quota },
+    );
+  }
+
+  async startWriting(): Promise<PromptWriter> {
+    await this.#collectOnce();
+    const pages = Array.from(crypto.getRandomValues(new Uint32Array(4)), (word) => word.toString(36)).join(
+      "-",
+    );
+    const release = await acquireLock(lockOf(pages), "exclusive");
+    let batch: [string, Bytes][] = [];
+    let batchBytes = 0;
+    let nRecords = 0;
+    let isCommitted = false;
+    const flush = async () => {
+      const written = batch;
+      batch = [];
+      batchBytes = 0;
+      await guarded("write", () => setMany(written, this.#pages));
+    };
+    return {
+      pages,
+      write: async (record) => {
+        batch.push([recordKey(pages, nRecords++), record]);
+        batchBytes += record.byteLength;
+        if (batchBytes >= BATCH_BYTES) await flush();
+      },
+      commit: async (entry) => {
+        await flush();
+        const before = await this.get(entry.key);
+        await guarded("write", () => set(entry.key, entry, this.#prompts));
+        isCommitted = true;
+        if (before) await ifUnlocked(lockOf(before.pages), () => this.#deleteRecords(before.pages));
+      },
+      close: async () => {
+        try {
+          if (!isCommitted) await this.#deleteRecords(pages);
+        } finally {
+          release();
+        }
+      },
+    };
+  }
+
+  read(entry: PromptEntry, from: number, to: number): Promise<(Bytes | undefined)[]> {
+    const wanted = Array.from({ length: to - from }, (_, i) => recordKey(entry.pages, from + i));
+    return guarded("read", () => getMany<Bytes>(wanted, this.#pages));
+  }
+
+  async touch(entry: PromptEntry): Promise<void> {
+    const now = await this.get(entry.key);
+    if (now?.pages !== entry.pages) return;
+    const info = { ...now.info, usedAt: Date.now() };
+    await guarded("write", () => set(entry.key, { ...now, info }, this.#prompts));
+  }
+
+  async delete(entry: PromptEntry): Promise<void> {
+    await guarded("write", () => del(entry.key, this.#prompts));
+    // Where another tab has it open, its records go when the store is next used after that.
+    await ifUnlocked(lockOf(entry.pages), () => this.#deleteRecords(entry.pages));
+  }
+
+  hold(entry: PromptEntry): Promise<() => void> {
+    return acquireLock(lockOf(entry.pages), "shared");
+  }
+
+  lock(key: string, signal: AbortSignal): Promise<() => void> {
+    return acquireLock(`inlay-pin/${key}`, "exclusive", signal);
+  }
+
+  #entries(): Promise<PromptEntry[]> {
+    return guarded("read", () => values<PromptEntry>(this.#prompts));
+  }
+
+  /** Removes what writers left behind that died. */
+  #collectOnce(): Promise<void> {
+    this.#collected ??= this.#collect();
+    return this.#collected;
+  }
+
+  async #collect(): Promise<void> {
+    const written = await guarded("read", () => keys<string>(this.#pages));
+    const named = new Set((await this.#entries()).map(({ pages }) => pages));
+    for (const pages of new Set(written.map((key) => key.slice(0, key.indexOf("/"))))) {
+      if (named.has(pages)) continue;
+      await ifUnlocked(lockOf(pages), async () => {
+        // It may have been committed since.
+        if ((await this.#entries()).some((entry) => entry.pages === pages)) return;
+        await this.#deleteRecords(pages);
+      });
+    }
+  }
+
+  async #deleteRecords(pages: string): Promise<void> {
+    const all = await guarded("read", () => keys<string>(this.#pages));
+    const mine = all.filter((key) => key.startsWith(`${pages}/`));
+    await guarded("write", () => delMany(mine, this.#pages));
+  }
+}
+
+function recordKey(pages: string, record: number): string {
+  return `${pages}/${record}`;
+}
+
+function lockOf(pages: string): string {
+  return `inlay-pages/${pages}`;
+}
+
+function mib(bytes: number): string {
+  return `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+}
+
+async function guarded<T>(what: "read" | "write", f: () => Promise<T>): Promise<T> {
+  try {
+    return await f();
+  } catch (cause) {
+    const isFull = cause instanceof DOMException && cause.name === "QuotaExceededError";
+    throw new InlayError(
+      isFull ? "storage-quota" : "storage-failed",
+      isFull
+        ? "the browser has no room for this pinned prompt; delete others, or pin a shorter one"
+        : `pinned prompts cannot be ${what === "read" ? "read from" : "written to"} IndexedDB: ${cause}`,
+      {},
+      { cause },
+    );
+  }
+}

@@ -1,0 +1,212 @@
+// The document example in a frame, used through its own controls: pin, ask, reload, ask again without prefill, delete.
+
+import { assert } from "chai";
+import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
+import { isIsolated } from "./harness/index.ts";
+
+const URL_OF_PAGE = "/examples/document-qa/index.html";
+const WAIT_MS = 30_000;
+
+const BYTES = tinyGguf("tiny-llama", { type: "Q8_0", seed: 12 });
+const DOCUMENT = "The ferry leaves at nine. It needs an hour. ".repeat(6);
+
+/** The example in a frame as wide as a small phone. */
+class DocumentPage {
+  private constructor(private readonly frame: HTMLIFrameElement) {}
+
+  static async open(query = ""): Promise<DocumentPage> {
+    const frame = document.createElement("iframe");
+    frame.style.cssText = "width: 360px; height: 640px";
+    frame.src = `${URL_OF_PAGE}${query}`;
+    document.body.append(frame);
+    const page = new DocumentPage(frame);
+    await page.until("the script to run", () => page.document.body?.dataset.ready !== undefined);
+    return page;
+  }
+
+  get document(): Document {
+    return this.frame.contentDocument!;
+  }
+
+  get address(): string {
+    return this.frame.contentWindow!.location.href;
+  }
+
+  element<T extends HTMLElement>(id: string): T {
+    return this.document.getElementById(id) as T;
+  }
+
+  text(id: string): string {
+    return this.document.getElementById(id)?.textContent?.trim() ?? "";
+  }
+
+  isShown(id: string): boolean {
+    return this.element(id).checkVisibility();
+  }
+
+  async until(what: string, isTrue: () => boolean): Promise<void> {
+    const end = performance.now() + WAIT_MS;
+    while (!isTrue()) {
+      if (performance.now() > end)
+        throw new Error(`waited for ${what}; the page says: ${this.text("error")} ${this.text("status")}`);
+      await new Promise((wake) => setTimeout(wake, 5));
+    }
+  }
+
+  click(id: string): void {
+    this.element<HTMLButtonElement>(id).click();
+  }
+
+  choose(input: string, content: BlobPart, name: string): void {
+    const transfer = new DataTransfer();
+    // A file of the frame's own kind, as people's choices are.
+    const { File: FileOfFrame } = this.frame.contentWindow as Window & typeof globalThis;
+    transfer.items.add(new FileOfFrame([content], name));
+    const field = this.element<HTMLInputElement>(input);
+    field.files = transfer.files;
+    field.dispatchEvent(new Event("change", { bubbles: true }));
+  }
+
+  async loadModel(): Promise<void> {
+    this.choose("model-files", BYTES, "tiny.gguf");
+    await this.until("the desk", () => this.isShown("desk"));
+  }
+
+  async pin(name: string, text = DOCUMENT): Promise<void> {
+    this.choose("document-files", text, name);
+    await this.until("the document", () => this.isShown("talk"));
+  }
+
+  /** Names of the listed documents. */
+  get documents(): string[] {
+    return [...this.document.querySelectorAll("#document-list .open")].map((e) => e.textContent ?? "");
+  }
+
+  documentButton(name: string): HTMLButtonElement {
+    return this.document.querySelector(`#document-list [aria-label="${name}"]`) as HTMLButtonElement;
+  }
+
+  /** The answer's text. */
+  async ask(question: string): Promise<string> {
+    this.element<HTMLTextAreaElement>("question").value = question;
+    this.click("ask");
+    await this.until("the answer", () => this.isShown("ask"));
+    return this.document.querySelector("#log .models:last-child .text")?.textContent ?? "";
+  }
+
+  /** Takes everything off the list, for the tests after. */
+  async clear(): Promise<void> {
+    for (const name of this.documents) {
+      this.documentButton(`Delete ${name}`).click();
+      await this.until("a shorter list", () => !this.documents.includes(name));
+    }
+  }
+
+  close(): void {
+    this.frame.remove();
+  }
+}
+
+describe(`the document example (${isIsolated ? "isolated" : "ordinary"} page)`, function () {
+  this.timeout(60_000);
+  let page: DocumentPage;
+  beforeEach(async () => {
+    page = await DocumentPage.open();
+  });
+  afterEach(() => page.close());
+
+  it("reads a document once; after a reload it is open again without prefill", async () => {
+    await page.loadModel();
+    assert.isTrue(page.isShown("no-documents"));
+    await page.pin("ferry.md");
+    assert.equal(page.text("talk-title"), "ferry.md");
+    assert.deepEqual(page.documents, ["ferry.md"]);
+    assert.match(page.text("document-list"), /\d+ tokens · [\d.]+ \w+ · 4 bits · just now/);
+    assert.match(page.text("times"), /^First word without the pinafter \d/);
+    assert.isNotEmpty(await page.ask("When does the ferry leave?"));
+    const kept = /First word with itafter [\d.]+ s: \d+ tokens? read, (\d+) kept/;
+    assert.match(page.text("times"), kept);
+    const [, before] = kept.exec(page.text("times"))!;
+
+    page.close();
+    page = await DocumentPage.open();
+    await page.loadModel();
+    assert.deepEqual(page.documents, ["ferry.md"]);
+    page.documentButton("ferry.md").click();
+    const seen = new Set<string>();
+    await page.until("the document", () => {
+      seen.add(page.text("waiting-detail").split(",")[0]!);
+      return page.isShown("talk");
+    });
+    assert.isFalse(seen.has("Reading"), [...seen].join());
+    assert.equal(page.documentButton("ferry.md").getAttribute("aria-current"), "true");
+    assert.isNotEmpty(await page.ask("How long does it take?"));
+    assert.equal(kept.exec(page.text("times"))?.[1], before);
+    assert.match(page.text("log"), /\d+ tokens? · first after/);
+    await page.clear();
+    assert.isTrue(page.isShown("desk"), "the open document was deleted");
+    assert.isTrue(page.isShown("no-documents"));
+  });
+
+  it("takes the story that comes with it at another precision, and several documents", async () => {
+    await page.loadModel();
+    page.element<HTMLSelectElement>("bits").value = "2";
+    page.click("take-story");
+    await page.until("the story", () => page.isShown("talk"));
+    assert.match(page.text("document-list"), /2 bits/);
+    page.click("add-document");
+    await page.pin("second.txt");
+    assert.sameMembers(page.documents, ["lighthouse.md", "second.txt"]);
+    await page.clear();
+  });
+
+  it("cancels reading, and says what is too long", async () => {
+    await page.loadModel();
+    page.choose("document-files", DOCUMENT, "cancelled.txt");
+    await page.until("the progress", () => page.isShown("waiting"));
+    page.click("cancel");
+    await page.until("the desk", () => page.isShown("desk"));
+    assert.equal(page.text("error"), "");
+    assert.deepEqual(page.documents, []);
+    page.choose("document-files", DOCUMENT.repeat(20), "long.txt");
+    await page.until("the error", () => page.text("error") !== "");
+    assert.match(page.text("error"), /The document could not be opened: .*tokens.*context-full/);
+    assert.isTrue(page.isShown("desk"));
+  });
+
+  it("loads the model of its address again", async () => {
+    page.close();
+    page = await DocumentPage.open("?model=/no/such/model.gguf");
+    await page.until("the error", () => page.text("error") !== "");
+    assert.match(page.text("error"), /The model could not be loaded: .*model\.gguf/s);
+    assert.isTrue(page.isShown("chooser"));
+  });
+
+  it("names every control, in the order of the page, within 360 px", async () => {
+    const check = (state: string) => {
+      const ids = [...page.document.querySelectorAll("[id]")].map(({ id }) => id);
+      assert.lengthOf(new Set(ids), ids.length, "ids are unique");
+      for (const control of page.document.querySelectorAll<HTMLElement>("button, input, select, textarea"))
+        assert.isNotEmpty(nameOf(control), `${state}: the name of #${control.id}`);
+      const { scrollWidth, clientWidth } = page.document.documentElement;
+      assert.isAtMost(scrollWidth, clientWidth, `${state}: nothing sticks out`);
+    };
+    check("choosing");
+    await page.loadModel();
+    check("the desk");
+    await page.pin(`${"long-name-".repeat(12)}.md`);
+    await page.ask("a".repeat(100));
+    check("talking");
+    assert.equal(page.element("log").role, "log");
+    assert.equal(page.element("error").role, "alert");
+    assert.equal(page.element("status").role, "status");
+    await page.clear();
+  });
+});
+
+/** A control's name as screen readers compute it, as far as the page uses it. */
+function nameOf(control: HTMLElement): string {
+  if (control.ariaLabel) return control.ariaLabel;
+  const labels = control instanceof HTMLButtonElement ? undefined : (control as HTMLInputElement).labels;
+  return (labels?.[0] ?? control).textContent?.trim() ?? "";
+}

@@ -1,0 +1,283 @@
+// Pinned prompts in IndexedDB, through the built bundle: reloads, damage, tabs that close while they pin.
+
+import { assert } from "chai";
+import { createStore, entries, keys, set, values } from "idb-keyval";
+import { InlayError, loadModel, type Model, type PinnedPrompt } from "/dist/inlay.js";
+import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
+import { uniform } from "../fixtures/random.ts";
+
+const bytes = tinyGguf("tiny-llama", { type: "Q8_0", seed: 8 });
+const DOCUMENT = "The handbook says: be kind, and be brief. ".repeat(8);
+const QUESTION = [{ role: "user", content: "What does it say?" }] as const;
+const OPTIONS = { device: "wasm", contextLength: 512, prefillChunk: 32 } as const;
+
+const prompts = createStore("inlay-prompts", "manifests");
+const pages = createStore("inlay-pages", "records");
+
+/** Every worker that the page has started, to be killed as a closed tab's is. */
+const workers: Worker[] = [];
+const BrowserWorker = globalThis.Worker;
+
+async function ask(model: Model, pinned: PinnedPrompt) {
+  const request = { messages: QUESTION, pinned, temperature: 0, max_tokens: 16 };
+  const { choices, usage } = await model.chat.completions.create(request);
+  return { text: choices[0]!.message.content, cached: usage.prompt_tokens_details.cached_tokens };
+}
+
+async function rejection(promise: Promise<unknown>): Promise<InlayError> {
+  try {
+    await promise;
+  } catch (error) {
+    assert.instanceOf(error, InlayError, String(error));
+    return error as InlayError;
+  }
+  return assert.fail("it did not reject");
+}
+
+/** Records that no prompt names. */
+async function orphans(): Promise<string[]> {
+  const named = (await values<{ pages: string }>(prompts)).map((entry) => entry.pages);
+  return (await keys<string>(pages)).filter((key) => !named.some((name) => key.startsWith(`${name}/`)));
+}
+
+describe("pinned prompts", function () {
+  this.timeout(120_000);
+  let expected: { text: string; cached: number };
+  const load = () => loadModel(bytes, OPTIONS);
+
+  before(() => {
+    globalThis.Worker = class extends BrowserWorker {
+      constructor(...args: ConstructorParameters<typeof Worker>) {
+        super(...args);
+        workers.push(this);
+      }
+    };
+  });
+  after(() => {
+    globalThis.Worker = BrowserWorker;
+  });
+
+  it("survive a reload with the same tokens; nothing is prefilled again", async () => {
+    const model = await load();
+    const seen: string[] = [];
+    let progress = 0;
+    const handbook = await model.pin(DOCUMENT, {
+      id: "handbook",
+      onProgress: (p) => {
+        assert.isAtLeast(p.progress, progress);
+        progress = p.progress;
+        if (seen.at(-1) !== p.phase) seen.push(p.phase);
+      },
+    });
+    assert.deepEqual(seen, ["prefill", "store"]);
+    assert.equal(progress, 1);
+    expected = await ask(model, handbook);
+    assert.equal(expected.cached, handbook.info.tokens);
+    const plain = await model.chat.completions.create({
+      messages: [{ role: "system", content: DOCUMENT }, ...QUESTION],
+      temperature: 0,
+      max_tokens: 16,
+    });
+    assert.equal(expected.text, plain.choices[0]!.message.content);
+    await model.dispose();
+
+    const reloaded = await load();
+    const phases = new Set<string>();
+    const onProgress = ({ phase }: { phase: string }) => phases.add(phase);
+    const opened = await reloaded.pinned.open("handbook", { onProgress });
+    assert.deepEqual(await ask(reloaded, opened), expected);
+    assert.equal(
+      (await reloaded.pin(DOCUMENT, { id: "handbook", onProgress })).info.tokens,
+      opened.info.tokens,
+    );
+    assert.notInclude([...phases], "prefill");
+    const session = await reloaded.createSession({ pinned: opened, temperature: 0, max_tokens: 16 });
+    assert.equal(session.contextUsage, opened.info.tokens);
+    assert.equal(await session.prompt(QUESTION[0].content), expected.text);
+    await reloaded.dispose();
+  });
+
+  it("are listed, deleted, and refused once they are closed", async () => {
+    const model = await load();
+    const second = await model.pin([{ role: "system", content: "Be terse." }], { id: "second" });
+    assert.deepEqual(
+      (await model.pinned.list()).map(({ id }) => id),
+      ["second", "handbook"],
+    );
+    await second.close();
+    await second.close();
+    assert.equal((await rejection(ask(model, second))).code, "disposed");
+    assert.isTrue(await model.pinned.delete("second"));
+    assert.isFalse(await model.pinned.delete("second"));
+    assert.equal((await rejection(model.pinned.open("second"))).code, "storage-failed");
+    assert.deepEqual(await orphans(), []);
+    await model.dispose();
+  });
+
+  it("two workers that pin the same id at once prefill it once", async () => {
+    const [a, b] = await Promise.all([load(), load()]);
+    let nPrefills = 0;
+    const pin = (model: Model) =>
+      model.pin(DOCUMENT, {
+        id: "both",
+        onProgress: ({ phase, loaded }) => {
+          if (phase === "prefill" && loaded === 0) nPrefills++;
+        },
+      });
+    const [first, second] = await Promise.all([pin(a!), pin(b!)]);
+    assert.equal(nPrefills, 1);
+    assert.deepEqual(await ask(a!, first!), expected);
+    assert.deepEqual(await ask(b!, second!), expected);
+    await a!.dispose();
+    assert.isTrue(await b!.pinned.delete("both"));
+    await b!.dispose();
+  });
+
+  it("a worker killed at 20 random moments of pinning leaves the older prompt, no wrong answer and no bytes", async () => {
+    // How long the whole takes here: moments are taken from all of it.
+    const timed = await load();
+    const start = performance.now();
+    await timed.pin(`${DOCUMENT} timed`, { id: "killed" });
+    const wholeMs = performance.now() - start;
+    await timed.pinned.delete("killed");
+    await timed.dispose();
+    const random = uniform(5);
+    const outcomes: string[] = [];
+    for (let i = 0; i < 20; i++) {
+      const model = await load();
+      const worker = workers.at(-1)!;
+      const pinning = model.pin(`${DOCUMENT} ${i}`, { id: "killed" });
+      pinning.catch(() => {}); // a killed worker never answers
+      const afterMs = 1.1 * wholeMs * random();
+      await new Promise((resolve) => setTimeout(resolve, afterMs));
+      worker.terminate();
+
+      const reloaded = await load();
+      const listed = await reloaded.pinned.list();
+      assert.include(
+        listed.map(({ id }) => id),
+        "handbook",
+      );
+      const isThere = listed.some(({ id }) => id === "killed");
+      outcomes.push(isThere ? "there" : "gone");
+      if (isThere) {
+        const prompt = await reloaded.pinned.open("killed");
+        assert.equal((await ask(reloaded, prompt)).cached, prompt.info.tokens);
+        await reloaded.pinned.delete("killed");
+      } else {
+        assert.equal((await rejection(reloaded.pinned.open("killed"))).code, "storage-failed");
+      }
+      assert.deepEqual(await orphans(), [], `killed after ${afterMs} ms`);
+      if (i % 4 === 0)
+        assert.deepEqual(await ask(reloaded, await reloaded.pinned.open("handbook")), expected);
+      await reloaded.dispose();
+    }
+    assert.include(outcomes, "gone");
+  });
+
+  it("a worker killed at 20 random moments of opening changes nothing that is stored", async () => {
+    const timed = await load();
+    const start = performance.now();
+    await timed.pinned.open("handbook");
+    const wholeMs = performance.now() - start;
+    await timed.dispose();
+    const before = (await keys<string>(pages)).sort();
+    const random = uniform(6);
+    for (let i = 0; i < 20; i++) {
+      const model = await load();
+      const worker = workers.at(-1)!;
+      model.pinned.open("handbook").catch(() => {});
+      await new Promise((resolve) => setTimeout(resolve, 1.1 * wholeMs * random()));
+      worker.terminate();
+    }
+    const reloaded = await load();
+    assert.deepEqual(await ask(reloaded, await reloaded.pinned.open("handbook")), expected);
+    assert.deepEqual((await keys<string>(pages)).sort(), before);
+    assert.deepEqual(await orphans(), []);
+    await reloaded.dispose();
+  });
+
+  it("at 2, 4 and 8 bits give the same tokens after a reload, and take less room the fewer they are", async () => {
+    const sizes: number[] = [];
+    for (const bits of [2, 4, 8, 16] as const) {
+      const model = await load();
+      const prompt = await model.pin(DOCUMENT, { id: `${bits}`, bits });
+      const answer = await ask(model, prompt);
+      assert.equal(answer.cached, prompt.info.tokens);
+      sizes.push(prompt.info.byteLength);
+      await model.dispose();
+      const reloaded = await load();
+      assert.deepEqual(await ask(reloaded, await reloaded.pinned.open(`${bits}`)), answer, `${bits} bits`);
+      await reloaded.pinned.delete(`${bits}`);
+      await reloaded.dispose();
+    }
+    assert.deepEqual(
+      sizes,
+      [...sizes].sort((a, b) => a - b),
+    );
+  });
+
+  it("a flipped byte or a missing record is a clear error, and pin prefills again", async () => {
+    for (const damage of ["flip", "remove"]) {
+      const model = await load();
+      const stored = await entries<string, Uint8Array>(pages);
+      const [key, record] = stored.find(([name]) => name.endsWith("/3"))!;
+      const changed = record.slice();
+      changed[changed.length >> 1]! ^= 4;
+      await set(key, damage === "flip" ? changed : undefined, pages);
+      const error = await rejection(model.pinned.open("handbook"));
+      assert.equal(error.code, "storage-failed");
+      assert.match(error.message, /record 3 of the pinned prompt "handbook" is (damaged|missing)/);
+      assert.deepEqual(await ask(model, await model.pin(DOCUMENT, { id: "handbook" })), expected);
+      await model.dispose();
+      const reloaded = await load();
+      assert.deepEqual(await ask(reloaded, await reloaded.pinned.open("handbook")), expected);
+      assert.deepEqual(await orphans(), []);
+      await reloaded.dispose();
+    }
+  });
+
+  it("export and import go on after everything was deleted; another model's file is refused", async () => {
+    const model = await load();
+    const file = await model.pinned.export("handbook");
+    await model.pinned.delete("handbook");
+    assert.deepEqual(await model.pinned.list(), []);
+    assert.deepEqual(await ask(model, await model.pinned.import(file)), expected);
+    await model.pinned.delete("handbook");
+    const url = URL.createObjectURL(file);
+    const phases = new Set<string>();
+    const fetched = await model.pinned.import(url, { onProgress: ({ phase }) => phases.add(phase) });
+    URL.revokeObjectURL(url);
+    assert.equal((await ask(model, fetched)).text, expected.text);
+    assert.deepEqual([...phases], ["download", "store", "restore"]);
+    const noUrl = await rejection(model.pinned.import(7 as unknown as string));
+    assert.equal(noUrl.code, "invalid-option");
+    const cut = file.slice(0, file.size - 100);
+    assert.equal((await rejection(model.pinned.import(cut))).code, "storage-failed");
+    await model.dispose();
+    const other = await loadModel(tinyGguf("tiny-llama", { type: "Q8_0", seed: 9 }), OPTIONS);
+    const error = await rejection(other.pinned.import(file));
+    assert.equal(error.code, "cache-mismatch");
+    assert.match(error.message, /was pinned for the model .*; this is /);
+    assert.deepEqual(await other.pinned.list(), []);
+    await other.dispose();
+  });
+
+  it("an aborted pin rejects with the reason and leaves nothing", async () => {
+    const model = await load();
+    const reason = new Error("the user left");
+    const controller = new AbortController();
+    const pinning = model.pin(`${DOCUMENT}!`, {
+      id: "aborted",
+      signal: controller.signal,
+      onProgress: () => controller.abort(reason),
+    });
+    assert.equal(await pinning.catch((error: unknown) => error), reason);
+    assert.deepEqual(await orphans(), []);
+    assert.notInclude(
+      (await model.pinned.list()).map(({ id }) => id),
+      "aborted",
+    );
+    await model.dispose();
+  });
+});
