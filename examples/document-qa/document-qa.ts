@@ -4,12 +4,14 @@ import { InlayError, type LoadProgress, loadModel, type Model, type PinBits, typ
 import { element } from "../chat/elements.ts";
 import { bytesText, secondsText, tokensText } from "../chat/format.ts";
 import { choiceFromAddress, choiceFromFiles, type ModelChoice } from "../chat/model-source.ts";
-import { findSample } from "../chat/sample.ts";
+import { findSample, type Sample } from "../chat/sample.ts";
 import { showDocuments } from "./document-list.ts";
 import { Reader } from "./reader.ts";
 import * as view from "./view.ts";
 
 let model: Model | undefined;
+/** The model that comes with the demo. */
+let sample: Sample | undefined;
 /** The open document. */
 let reader: Reader | undefined;
 /** What can be stopped. */
@@ -68,6 +70,7 @@ async function load({ source, label }: ModelChoice, address?: string): Promise<v
     }
     remember(address);
     view.showModel(model.config.name || label);
+    element("sample-document", HTMLDivElement).hidden = !sample || address !== String(sample.source);
     await listDocuments();
     view.showDesk();
   });
@@ -245,8 +248,13 @@ document.addEventListener("drop", (event) => {
   takeDropped(Array.from(event.dataTransfer?.files ?? []));
 });
 
-const sample = await findSample();
+sample = await findSample();
 if (sample) {
+  const { document: text, opening } = sample;
+  onClick("take-sample-document", async () => {
+    await pin("sample document", text);
+    if (reader) view.suggest(opening);
+  });
   element("sample", HTMLDivElement).hidden = false;
   element("sample-about", HTMLParagraphElement).textContent =
     `${sample.label}, ${bytesText(sample.byteLength)}. ${sample.about}`;

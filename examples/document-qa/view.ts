@@ -147,6 +147,12 @@ export function typedQuestion(): string {
   return question.value.trim();
 }
 
+/** Puts a question into the composer. */
+export function suggest(text: string): void {
+  question.value = text;
+  question.focus();
+}
+
 /** `what` in plain words; the SDK's errors say what was found and what to do. */
 export function showError(what: string, cause: unknown): void {
   const text = create("p", "", `${what} `);
