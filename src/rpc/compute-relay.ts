@@ -1,7 +1,7 @@
 /**
  * Compute workers in browsers: the engine asks for them, the page starts them.
  *
- * `new Worker` inside a worker blocks that worker for ever in about one of 200 calls in Firefox 153 when workers of an earlier
+ * `new Worker` inside a worker blocks that worker for ever in about one of 140 calls in Firefox 153 when workers of an earlier
  * model have just been terminated. Everything crosses as messages of the workers themselves and not over a
  * MessagePort, for WebKit clones WASM modules and shared memory only there.
  */
