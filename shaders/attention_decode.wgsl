@@ -1,12 +1,5 @@
 // attention_decode: exact softmax attention of single queries over the pages listed for each.
-//   q           (n_tokens, n_heads, head_dim)           f32, row-major, after RoPE
-//   k_pages     (slots, n_kv_heads, head_dim, 32)       f32, or f16 pairs of neighbouring tokens
-//   v_pages     (slots, n_kv_heads, 32, head_dim)       f32, or f16 pairs of neighbouring dims
-//   cold_pages  (cold slots, n_kv_heads, 2)             quantized K and V halves; see kv_quantize.wgsl
-//   page_table  (n_pages)                               physical slot of each logical page; high bit: among the cold ones
-//   selection   row_ptr (rows + 1), then pages, then optional masks; row = kv_head * n_blocks + block, or block
-//   out         (partials, n_tokens, n_heads, head_dim) f32, normalised
-//   lse         (partials, n_tokens, n_heads)           log2 of the sum of 2^x; -1e30 where nothing was read
+// Arguments: attention_pages.wgsl.
 // Blocks have one query each: n_blocks = n_tokens, block_size = 1. GQA: query head h reads KV head h / group.
 //
 // One workgroup: `heads` query heads of one KV head, one query and one split of its page list. A round takes
@@ -19,55 +12,11 @@
 // Dispatch (tiles * n_blocks * n_kv_heads folded over x and y, n_splits in z), tiles = ceil(group / heads).
 // Reference: test/reference/paged-attention.ts
 
-override head_dim: u32 = 64;      // multiple of 8, at most 256
-override page_f16: bool = true;   // false: f32 pages
-override cold_bits: u32 = 0;      // 8, 4 or 2 bits a code; 0: no page is quantized
-override range_channels: u32 = 8; // channels of a quantized page that share a range
-override range_words: u32 = head_dim / range_channels * 8;        // words of one parameter of a half page's ranges
-override half_words: u32 = 4 + 2 * range_words + head_dim * cold_bits;
-override code_words: u32 = max(cold_bits, 1);                     // words of a channel's codes; never 0, it divides
 override heads: u32 = 4;          // query heads together: 1, 4 or 8
 override wg_size: u32 = 64;       // multiple of 64, at most 256
-override quads: u32 = head_dim / 4;
 override slices: u32 = wg_size / quads;      // threads that share an output column
 override head_quads: u32 = (heads + 3) / 4;  // 1 or 2
 override pages_per_round: u32 = wg_size / 8;
-
-const page_tokens = 32u;
-const cold = 0x80000000u;  // set in the slot, and in the start, of a quantized page
-const masked = -3.0e38;   // score of a key that is not read: 2^(masked - m) is 0 for every m
-const nothing = -1.0e30;  // maximum over no keys: above `masked`, below every real score
-const tiny = 1.0e-30;     // below every non-empty sum
-const log2_e = 1.4426950408889634;
-
-struct Params {
-  n_tokens: u32,
-  q_start: u32,      // position of query 0
-  block_size: u32,   // 1
-  n_blocks: u32,
-  n_heads: u32,
-  n_kv_heads: u32,
-  tiles: u32,        // workgroups that share a KV head's group
-  head_shared: u32,  // 1: the selection has one row per block, for all KV heads
-  pages_at: u32,     // index of the first page id in `selection`
-  masks_at: u32,     // index of the first mask; 0 = no masks
-  n_splits: u32,
-  first_partial: u32,
-  scale: f32,
-  softcap: f32,      // x <- softcap * tanh(x / softcap); 0 = none
-  window: u32,       // a key is read while query - key < window; 0 = no window
-  causal: u32,       // 1: page p holds positions 32p.., and later keys than the query are not read
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> q: array<vec4f>;
-@group(0) @binding(2) var<storage, read> k_pages: array<vec2u>;
-@group(0) @binding(3) var<storage, read> v_pages: array<vec2u>;
-@group(0) @binding(4) var<storage, read> page_table: array<u32>;
-@group(0) @binding(5) var<storage, read> selection: array<u32>;
-@group(0) @binding(6) var<storage, read_write> out: array<vec4f>;
-@group(0) @binding(7) var<storage, read_write> lse: array<f32>;
-@group(0) @binding(8) var<storage, read> cold_pages: array<u32>;  // any buffer where cold_bits is 0
 
 // Matrices hold 4 heads (columns of the WGSL type) of 4 neighbouring keys or dims; heads 4..7 follow as a second
 // set. Vectors of 8 heads are two columns of a mat2x4.
@@ -75,84 +24,6 @@ var<workgroup> q_tile: array<mat4x4f, head_quads * quads>;
 var<workgroup> p_tile: array<mat4x4f, head_quads * wg_size>;     // one quad of keys per thread; sums at the end
 var<workgroup> per_thread: array<mat2x4f, wg_size + wg_size / 8>;
 var<workgroup> page_at: array<u32, pages_per_round>;             // `page_start` of each page of the round
-
-/// Quad `i` of the K or V buffer, in units of 4 elements.
-fn k_quad(i: u32) -> vec4f {
-  if (page_f16) {
-    let w = k_pages[i];
-    return vec4f(unpack2x16float(w.x), unpack2x16float(w.y));
-  }
-  return bitcast<vec4f>(vec4u(k_pages[2u * i], k_pages[2u * i + 1u]));
-}
-
-fn v_quad(i: u32) -> vec4f {
-  if (page_f16) {
-    let w = v_pages[i];
-    return vec4f(unpack2x16float(w.x), unpack2x16float(w.y));
-  }
-  return bitcast<vec4f>(vec4u(v_pages[2u * i], v_pages[2u * i + 1u]));
-}
-
-/// Four E4M3 numbers. Subnormal ones are computed, not shifted into place: GPUs flush what f32 has of them.
-fn e4m3(word: u32) -> vec4f {
-  let bits = (vec4u(word) >> vec4u(0u, 8u, 16u, 24u)) & vec4u(0xffu);
-  let exponent = (bits >> vec4u(3u)) & vec4u(15u);
-  let mantissa = bits & vec4u(7u);
-  let normal = bitcast<vec4f>(((exponent + 120u) << vec4u(23u)) | (mantissa << vec4u(20u)));
-  let magnitude = select(normal, vec4f(mantissa) * 0.001953125, exponent == vec4u(0u));
-  return select(magnitude, -magnitude, (bits & vec4u(128u)) != vec4u(0u));
-}
-
-/// Channels c..c+3 (columns) of tokens 4x..4x+3 of the quantized half page at word `half`; c is a multiple of 4.
-fn cold_matrix(half: u32, c: u32, x: u32) -> mat4x4f {
-  let range_at = half + 4u + c / range_channels * 8u + x;
-  let scale = bitcast<f32>(cold_pages[half]);
-  let lo = e4m3(cold_pages[range_at]) * scale;
-  let step = e4m3(cold_pages[range_at + range_words]) * scale;
-  let codes_at = half + 4u + 2u * range_words + c * cold_bits + x % code_words;
-  let shift = vec4u(cold_bits * (x / code_words)) + vec4u(0u, 8u, 16u, 24u);
-  let low = vec4u((1u << cold_bits) - 1u);
-  return mat4x4f(
-    lo + step * vec4f((vec4u(cold_pages[codes_at]) >> shift) & low),
-    lo + step * vec4f((vec4u(cold_pages[codes_at + cold_bits]) >> shift) & low),
-    lo + step * vec4f((vec4u(cold_pages[codes_at + 2u * cold_bits]) >> shift) & low),
-    lo + step * vec4f((vec4u(cold_pages[codes_at + 3u * cold_bits]) >> shift) & low));
-}
-
-/// Where a logical page starts: its first quad in K and in V, or, with the high bit set, its first word among cold pages.
-fn page_start(page: u32, kv_head: u32) -> u32 {
-  let slot = page_table[page];
-  if (cold_bits != 0u && slot >= cold) {
-    return cold | (((slot & ~cold) * params.n_kv_heads + kv_head) * 2u * half_words);
-  }
-  return (slot * params.n_kv_heads + kv_head) * quads * page_tokens;
-}
-
-/// Dims 4d..4d+3 (columns) of keys 4x..4x+3.
-fn key_matrix(start: u32, d: u32, x: u32) -> mat4x4f {
-  if (cold_bits != 0u && start >= cold) { return cold_matrix(start & ~cold, 4u * d, x); }
-  let at = start + d * page_tokens + x;
-  return mat4x4f(k_quad(at), k_quad(at + 8u), k_quad(at + 16u), k_quad(at + 24u));
-}
-
-/// Values of keys 4j..4j+3 (columns), dims 4 * column...
-fn value_matrix(start: u32, j: u32, column: u32) -> mat4x4f {
-  if (cold_bits != 0u && start >= cold) {
-    return transpose(cold_matrix((start & ~cold) + half_words, 4u * column, j));
-  }
-  let at = start + j * 4u * quads + column;
-  return mat4x4f(v_quad(at), v_quad(at + quads), v_quad(at + 2u * quads), v_quad(at + 3u * quads));
-}
-
-/// Dot products to base-2 logits. tanh(y) = 1 - 2 / (e^2y + 1), whose error is absolute, as WGSL's tanh is not.
-fn to_logits(dots: vec4f) -> vec4f {
-  var x = dots * params.scale;
-  if (params.softcap > 0.0) {
-    let y = min(x / params.softcap, vec4f(20.0));
-    x = params.softcap * (1.0 - 2.0 / (exp(2.0 * y) + 1.0));
-  }
-  return x * log2_e;
-}
 
 /// The lowest n bits.
 fn low_bits(n: u32) -> u32 {

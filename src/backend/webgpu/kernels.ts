@@ -5,10 +5,12 @@
 
 import attentionDecode from "../../../shaders/attention_decode.wgsl";
 import attentionMerge from "../../../shaders/attention_merge.wgsl";
+import attentionPages from "../../../shaders/attention_pages.wgsl";
 import attentionPrefill from "../../../shaders/attention_prefill.wgsl";
 import kvAppend from "../../../shaders/kv_append.wgsl";
 import kvDequantize from "../../../shaders/kv_dequantize.wgsl";
 import kvQuantize from "../../../shaders/kv_quantize.wgsl";
+import pageCodes from "../../../shaders/page_codes.wgsl";
 import { internalError } from "../../errors.ts";
 import { PAGE_TOKENS } from "../../kv/page.ts";
 import { CLIP, CODE_BITS, groupChannels, type QuantizedFormat } from "../../kv/quantize.ts";
@@ -88,10 +90,14 @@ export async function compileKernels(
   };
   const [append, prefill, decode, merge, codec] = await Promise.all([
     device.pipeline({ name: "kv_append", source: kvAppend, constants: { ...page, wg_size: FLAT_THREADS } }),
-    device.pipeline({ name: "attention_prefill", source: attentionPrefill, constants: prefillConstants }),
+    device.pipeline({
+      name: "attention_prefill",
+      source: joined(pageCodes, attentionPages, attentionPrefill),
+      constants: prefillConstants,
+    }),
     device.pipeline({
       name: "attention_decode",
-      source: attentionDecode,
+      source: joined(pageCodes, attentionPages, attentionDecode),
       constants: { ...page, ...cold, heads: decodeHeads, wg_size: tuning.decodeThreads },
     }),
     device.pipeline({
@@ -102,6 +108,11 @@ export async function compileKernels(
     shape.cold && compileCodec(device, shape.cold, { ...page, ...cold, wg_size: FLAT_THREADS }),
   ]);
   return { append, prefill, decode, merge, codec, prefillRows: 4 * tuning.rowGroups, decodeHeads };
+}
+
+/** One module of several files: WGSL has no imports, and its declarations may stand in any order. */
+function joined(...sources: readonly string[]): string {
+  return sources.join("\n");
 }
 
 async function compileCodec(
@@ -115,7 +126,7 @@ async function compileCodec(
       source: kvQuantize,
       constants: { ...constants, clip: CLIP[format] },
     }),
-    device.pipeline({ name: "kv_dequantize", source: kvDequantize, constants }),
+    device.pipeline({ name: "kv_dequantize", source: joined(pageCodes, kvDequantize), constants }),
   ]);
   return { quantize, dequantize, dequantizeThreads: FLAT_THREADS };
 }
