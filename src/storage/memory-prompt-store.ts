@@ -75,4 +75,6 @@ export class MemoryPromptStore implements PromptStore {
     }
     return release;
   }
+
+  async close(): Promise<void> {}
 }
