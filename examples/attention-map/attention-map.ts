@@ -1,10 +1,11 @@
 /** A page that draws which parts of a text a model reads: choose a model, type or open a text, draw. */
 
 import { type AttentionMapOptions, InlayError, loadModel, type Model } from "inlay";
-import { element } from "../chat/elements.ts";
-import { bytesText } from "../chat/format.ts";
-import { choiceFromAddress, choiceFromFiles, type ModelChoice } from "../chat/model-source.ts";
-import { findSample } from "../chat/sample.ts";
+import { offerSample, onModelChosen } from "../shared/chooser.ts";
+import { element } from "../shared/elements.ts";
+import { onClick, onFiles, onSubmit } from "../shared/events.ts";
+import type { ModelChoice } from "../shared/model-source.ts";
+import { say } from "../shared/notices.ts";
 import { hideMap, showMap } from "./result.ts";
 import { EXAMPLE_TEXT } from "./text.ts";
 
@@ -38,10 +39,6 @@ async function run(doing: string, failed: string, act: () => Promise<void>): Pro
     isBusy = false;
     draw.disabled = false;
   }
-}
-
-function say(what: string): void {
-  element("status", HTMLParagraphElement).textContent = what;
 }
 
 function load({ source, label }: ModelChoice): Promise<void> {
@@ -113,47 +110,25 @@ async function pageTexts(reader: Model, ids: Uint32Array, pageTokens: number): P
   return texts;
 }
 
-function onSubmit(id: string, act: () => Promise<void>): void {
-  element(id, HTMLFormElement).addEventListener("submit", (event) => {
-    event.preventDefault();
-    void act();
-  });
-}
-
-onSubmit("prompt-form", drawMap);
-onSubmit("address-form", () => load(choiceFromAddress(element("address", HTMLInputElement).value)));
-
-element("change-model", HTMLButtonElement).addEventListener("click", () => {
-  void run("", "The model could not be closed:", async () => {
+function changeModel(): Promise<void> {
+  return run("", "The model could not be closed:", async () => {
     await model?.dispose();
     model = undefined;
     showLoaded(false);
   });
-});
+}
 
-const files = element("files", HTMLInputElement);
-files.addEventListener("change", () => {
-  const choice = choiceFromFiles(Array.from(files.files ?? []));
-  files.value = ""; // so that the same file can be chosen again
-  if (choice) void load(choice);
-});
-
-const textFile = element("text-file", HTMLInputElement);
-textFile.addEventListener("change", () => {
-  const [file] = textFile.files ?? [];
-  if (!file) return;
-  void run("Opening the text", "The text could not be opened:", async () => {
+function openText(file: File): Promise<void> {
+  return run("Opening the text", "The text could not be opened:", async () => {
     text.value = await file.text();
-    textFile.value = "";
     say("The text is there.");
   });
-});
+}
+
+onModelChosen(load);
+onClick("change-model", changeModel);
+onSubmit("prompt-form", drawMap);
+onFiles("text-file", ([file]) => openText(file));
 
 text.value = EXAMPLE_TEXT;
-const sample = await findSample();
-if (sample) {
-  element("sample", HTMLDivElement).hidden = false;
-  element("sample-about", HTMLParagraphElement).textContent =
-    `${sample.label}, ${bytesText(sample.byteLength)}. ${sample.about}`;
-  element("take-sample", HTMLButtonElement).addEventListener("click", () => void load(sample));
-}
+await offerSample(load);

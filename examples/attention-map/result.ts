@@ -1,8 +1,8 @@
 /** The part of the page that shows a map: heads to choose from, pages, text and bytes. */
 
 import type { AttentionMap } from "inlay";
-import { create, element } from "../chat/elements.ts";
-import { bytesText } from "../chat/format.ts";
+import { create, element } from "../shared/elements.ts";
+import { bytesText } from "../shared/format.ts";
 import { blockAt, drawPages, headOffset } from "./drawing.ts";
 
 const canvas = element("pages", HTMLCanvasElement);
@@ -18,14 +18,8 @@ let shown:
 /** The space does not break. */
 const percent = (share: number) => `${(100 * share).toFixed(1)}\u00a0%`;
 
-function mean(values: Iterable<number>): number {
-  let sum = 0;
-  let n = 0;
-  for (const x of values) {
-    sum += x;
-    n++;
-  }
-  return sum / n;
+function mean(values: Float32Array): number {
+  return values.reduce((sum, x) => sum + x, 0) / values.length;
 }
 
 /** Shows a map. `texts` has the text of each page. */

@@ -1,12 +1,13 @@
 /** A page to talk with a model that runs on this device: choose one, load it, talk. */
 
-import { InlayError, loadModel, type Model } from "inlay";
-import { element } from "./elements.ts";
-import { showEnvironment, showModelFacts } from "./facts.ts";
-import { bytesText, figuresText } from "./format.ts";
+import { loadModel, type Model } from "inlay";
+import { offerSample, onModelChosen } from "../shared/chooser.ts";
+import { element } from "../shared/elements.ts";
+import { onClick, onDrop, onEnter, onEscape, onSubmit } from "../shared/events.ts";
+import { choiceFromFiles, type ModelChoice } from "../shared/model-source.ts";
+import { Work } from "../shared/work.ts";
+import { figuresText, showEnvironment, showModelFacts } from "./facts.ts";
 import { addTurn } from "./log.ts";
-import { choiceFromAddress, choiceFromFiles, type ModelChoice } from "./model-source.ts";
-import { findSample } from "./sample.ts";
 import { askAbout, loadOptions, samplingFields, systemPrompt } from "./settings.ts";
 import { type Figures, startTalk, type Talk } from "./talk.ts";
 import * as view from "./view.ts";
@@ -15,31 +16,11 @@ import * as view from "./view.ts";
 let loaded: { readonly model: Model; readonly choice: ModelChoice; readonly talk: Talk } | undefined;
 
 /** The load or answer in progress. */
-let work: { readonly controller: AbortController; readonly done: Promise<void> } | undefined;
-
-/** Runs `run` once what ran before has been stopped. Errors are shown after `failed`; being stopped is none. */
-async function start(failed: string, run: (signal: AbortSignal) => Promise<void>): Promise<void> {
-  while (work) await stop();
-  const controller = new AbortController();
-  const report = (error: unknown) => {
-    if (!controller.signal.aborted) view.showError(failed, error);
-  };
-  const end = () => {
-    work = undefined;
-  };
-  view.hideError();
-  const done = run(controller.signal).catch(report).finally(end);
-  work = { controller, done };
-  await done;
-}
-
-async function stop(): Promise<void> {
-  work?.controller.abort();
-  await work?.done;
-}
+const work = new Work({ showError: view.showError, leave });
+const stop = () => work.stop();
 
 async function load(choice: ModelChoice, opening = ""): Promise<void> {
-  await start("The model could not be loaded:", async (signal) => {
+  await work.start("The model could not be loaded:", async (signal) => {
     view.showLoading(choice.label);
     try {
       await loaded?.model.dispose();
@@ -78,10 +59,10 @@ async function showFacts(figures?: Figures): Promise<void> {
 async function answer(): Promise<void> {
   const typed = view.typedText();
   const text = loaded?.talk.prepare(typed);
-  if (!loaded || work || text === undefined) return;
+  if (!loaded || work.isRunning || text === undefined) return;
   const { model, talk } = loaded;
   let figures: Figures | undefined;
-  await start("The model could not answer:", async (signal) => {
+  await work.start("The model could not answer:", async (signal) => {
     const turn = addTurn(talk.kind, text);
     let hasAnswer = false;
     let outcome = "stopped";
@@ -100,7 +81,6 @@ async function answer(): Promise<void> {
       outcome = hasAnswer ? figuresText(figures, model.config.contextLength) : "the model ended at once";
     } catch (error) {
       if (!signal.aborted) outcome = hasAnswer ? "broken off" : "no answer";
-      if (error instanceof InlayError && error.code === "worker-died") leave();
       throw error;
     } finally {
       if (hasAnswer) turn.end(outcome);
@@ -123,7 +103,7 @@ async function beginAgain(): Promise<void> {
 }
 
 async function changeModel(): Promise<void> {
-  await start("The model could not be closed:", async () => {
+  await work.start("The model could not be closed:", async () => {
     await loaded?.model.dispose();
     leave();
   });
@@ -136,68 +116,21 @@ function leave(): void {
   void showEnvironment();
 }
 
-function takeFiles(files: FileList | null | undefined): void {
-  const choice = choiceFromFiles(Array.from(files ?? []));
-  if (choice) void load(choice);
-}
-
-function onClick(id: string, act: () => Promise<void>): void {
-  element(id, HTMLButtonElement).addEventListener("click", () => void act());
-}
-
-function onSubmit(id: string, act: () => Promise<void>): void {
-  element(id, HTMLFormElement).addEventListener("submit", (event) => {
-    event.preventDefault();
-    void act();
-  });
-}
-
+onModelChosen(load);
+onDrop((files) => load(choiceFromFiles(files)));
 onSubmit("composer", answer);
-onSubmit("address-form", () => load(choiceFromAddress(element("address", HTMLInputElement).value)));
+onEnter("message", answer);
 onSubmit("settings-form", async () => {});
 onClick("stop", stop);
 onClick("cancel-load", stop);
+onEscape(stop);
 onClick("new-talk", beginAgain);
 onClick("change-model", changeModel);
 onClick("reload", async () => loaded && load(loaded.choice));
 
-const files = element("files", HTMLInputElement);
-files.addEventListener("change", () => {
-  takeFiles(files.files);
-  files.value = ""; // so that the same file can be chosen again
-});
-
-element("message", HTMLTextAreaElement).addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-  event.preventDefault();
-  void answer();
-});
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") void stop();
-});
-
-document.addEventListener("dragover", (event) => {
-  event.preventDefault();
-  document.body.classList.toggle("dropping", event.dataTransfer?.types.includes("Files"));
-});
-document.addEventListener("dragleave", ({ relatedTarget }) => {
-  if (relatedTarget === null) document.body.classList.remove("dropping");
-});
-document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  document.body.classList.remove("dropping");
-  takeFiles(event.dataTransfer?.files);
-});
-
 element("facts", HTMLDetailsElement).open = matchMedia("(min-width: 60rem)").matches;
 await showEnvironment();
-const sample = await findSample();
-if (sample) {
-  element("sample", HTMLDivElement).hidden = false;
-  element("sample-about", HTMLParagraphElement).textContent =
-    `${sample.label}, ${bytesText(sample.byteLength)}. ${sample.about}`;
-  onClick("take-sample", () => {
-    askAbout(sample.document);
-    return load(sample, sample.opening);
-  });
-}
+await offerSample((sample) => {
+  askAbout(sample.document);
+  return load(sample, sample.opening);
+});

@@ -1,8 +1,8 @@
 /** The list of what runs where, how fast, and how much it takes. */
 
 import { type Availability, availability, type MemoryReport, type ModelInfo } from "inlay";
-import { create, element } from "./elements.ts";
-import { bytesText, rateText, secondsText, tokensText } from "./format.ts";
+import { create, element } from "../shared/elements.ts";
+import { bytesText, rateText, secondsText, tokensText } from "../shared/format.ts";
 import type { Figures } from "./talk.ts";
 
 const list = element("fact-list", HTMLDListElement);
@@ -65,6 +65,17 @@ function answerFacts(figures: Figures): Fact[] {
     ["Decode", rateText(figures.decodePerSecond)],
     ["First token after", secondsText(figures.firstTokenSeconds)],
   ];
+}
+
+/** One line about an answer: how long, how fast, and why it is not longer. */
+export function figuresText(figures: Figures, contextLength: number): string {
+  const { promptTokens, answerTokens, decodePerSecond, firstTokenSeconds, finishReason } = figures;
+  const parts = [tokensText(answerTokens)];
+  if (decodePerSecond !== null) parts.push(rateText(decodePerSecond));
+  if (firstTokenSeconds !== null) parts.push(`first after ${secondsText(firstTokenSeconds)}`);
+  const isFull = promptTokens + answerTokens >= contextLength;
+  if (finishReason === "length") parts.push(isFull ? "the context is full" : "cut at the limit in Settings");
+  return parts.join(" · ");
 }
 
 function contextMeter(used: number, length: number): HTMLElement {

@@ -1,7 +1,7 @@
 /** The settings form → options of the SDK. An empty field means the SDK's default. */
 
 import type { DeviceOption, LoadOptions, SamplingFields } from "inlay";
-import { element } from "./elements.ts";
+import { element } from "../shared/elements.ts";
 
 const temperature = element("temperature", HTMLInputElement);
 const maxTokens = element("max-tokens", HTMLInputElement);

@@ -1,8 +1,9 @@
 /** What the page shows: the choice of a model, its loading, the talk, errors. Nothing here knows the SDK's calls. */
 
 import { type ErrorCode, InlayError, type LoadProgress, type PromptProgress } from "inlay";
-import { create, element } from "./elements.ts";
-import { bytesText, tokensText } from "./format.ts";
+import { element } from "../shared/elements.ts";
+import { bytesText, tokensText } from "../shared/format.ts";
+import * as notices from "../shared/notices.ts";
 import { clearLog } from "./log.ts";
 import type { Talk } from "./talk.ts";
 
@@ -15,9 +16,7 @@ const modelName = element("model-name", HTMLParagraphElement);
 const newTalk = element("new-talk", HTMLButtonElement);
 const changeModel = element("change-model", HTMLButtonElement);
 const reload = element("reload", HTMLButtonElement);
-const error = element("error", HTMLDivElement);
-const status = element("status", HTMLParagraphElement);
-const files = element("files", HTMLInputElement);
+const modelFiles = element("model-files", HTMLInputElement);
 const loadingTitle = element("loading-title", HTMLHeadingElement);
 const loadProgress = element("load-progress", HTMLProgressElement);
 const loadingDetail = element("loading-detail", HTMLParagraphElement);
@@ -76,7 +75,7 @@ function adviceFor({ code, details }: InlayError): string | undefined {
 }
 
 /** Where the keyboard was when a model was chosen: it returns there if that model does not load. */
-let chosenFrom: HTMLElement = files;
+let chosenFrom: HTMLElement = modelFiles;
 
 export function showChooser(): void {
   show("chooser");
@@ -94,7 +93,7 @@ export function showLoading(label: string): void {
   loadingDetail.textContent = "";
   loadProgress.value = 0;
   cancelLoad.focus();
-  say(`Loading ${label}`);
+  notices.say(`Loading ${label}`);
 }
 
 export function showLoadProgress({ phase, loaded, total, progress }: LoadProgress): void {
@@ -117,7 +116,7 @@ export function showTalk(name: string, kind: Talk["kind"], opening: string): voi
   message.value = opening;
   message.focus();
   clearLog(kind);
-  say(`${name} is ready`);
+  notices.say(`${name} is ready`);
 }
 
 export function startAnswer(): void {
@@ -126,7 +125,7 @@ export function startAnswer(): void {
   send.hidden = true;
   stop.hidden = false;
   message.focus();
-  say("Answering");
+  notices.say("Answering");
 }
 
 /** How far the prompt has been read; shown while there is more to read. */
@@ -144,7 +143,7 @@ export function endAnswer(outcome: string, isNoted: boolean): void {
   const wasOnStop = document.activeElement === stop || document.activeElement === document.body;
   stop.hidden = true;
   if (wasOnStop) message.focus();
-  say(`Answer ended: ${outcome}`);
+  notices.say(`Answer ended: ${outcome}`);
 }
 
 export function typedText(): string {
@@ -156,28 +155,9 @@ export function giveBack(text: string): void {
   message.value ||= text;
 }
 
-/** `what` in plain words; the SDK's errors say what was found, and the page what to do in it. */
+/** Shows an error with what to do about it on this page. */
 export function showError(what: string, cause: unknown): void {
-  const text = create("p", "", `${what} `);
-  text.append(cause instanceof Error ? cause.message : String(cause));
-  if (cause instanceof InlayError) {
-    const advice = adviceFor(cause);
-    if (advice !== undefined) text.append(create("br"), create("strong", "", advice));
-    text.append(create("br"), create("code", "", cause.code));
-  }
-  const dismiss = create("button", "", "Dismiss");
-  dismiss.type = "button";
-  dismiss.addEventListener("click", hideError);
-  error.replaceChildren(text, dismiss);
-}
-
-export function hideError(): void {
-  error.replaceChildren();
-}
-
-/** Tells those who listen instead of looking. */
-export function say(text: string): void {
-  status.textContent = text;
+  notices.showError(what, cause, cause instanceof InlayError ? adviceFor(cause) : undefined);
 }
 
 function show(name: keyof typeof sections): void {

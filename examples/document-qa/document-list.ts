@@ -1,8 +1,8 @@
 /** The list of pinned documents: what each takes, how old it is, and buttons to open, save and delete it. */
 
 import type { PinnedInfo } from "inlay";
-import { create, element } from "../chat/elements.ts";
-import { bytesText, tokensText } from "../chat/format.ts";
+import { create, element } from "../shared/elements.ts";
+import { bytesText, tokensText } from "../shared/format.ts";
 
 const list = element("document-list", HTMLUListElement);
 const none = element("no-documents", HTMLParagraphElement);

@@ -1,10 +1,14 @@
 /** A page that answers questions about documents: each is read once, and answers begin at once from then on. */
 
-import { InlayError, type LoadProgress, loadModel, type Model, type PinBits, type PinProgress } from "inlay";
-import { element } from "../chat/elements.ts";
-import { bytesText, secondsText, tokensText } from "../chat/format.ts";
-import { choiceFromAddress, choiceFromFiles, type ModelChoice } from "../chat/model-source.ts";
-import { findSample, type Sample } from "../chat/sample.ts";
+import { type LoadProgress, loadModel, type Model, type PinBits, type PinProgress } from "inlay";
+import { offerSample, onModelChosen } from "../shared/chooser.ts";
+import { element } from "../shared/elements.ts";
+import { type Files, onClick, onDrop, onEnter, onEscape, onFiles, onSubmit } from "../shared/events.ts";
+import { bytesText, secondsText, tokensText } from "../shared/format.ts";
+import { choiceFromAddress, choiceFromFiles, type ModelChoice } from "../shared/model-source.ts";
+import { say, showError } from "../shared/notices.ts";
+import type { Sample } from "../shared/sample.ts";
+import { Work } from "../shared/work.ts";
 import { showDocuments } from "./document-list.ts";
 import { Reader } from "./reader.ts";
 import * as view from "./view.ts";
@@ -15,29 +19,8 @@ let sample: Sample | undefined;
 /** The open document. */
 let reader: Reader | undefined;
 /** What can be stopped. */
-let work: { readonly controller: AbortController; readonly done: Promise<void> } | undefined;
-
-/** Runs `run` once what ran before has been stopped. Errors are shown after `failed`; being stopped is none. */
-async function start(failed: string, run: (signal: AbortSignal) => Promise<void>): Promise<void> {
-  while (work) await stop();
-  const controller = new AbortController();
-  view.hideError();
-  const done = run(controller.signal)
-    .catch((error: unknown) => {
-      if (error instanceof InlayError && error.code === "worker-died") leave();
-      if (!controller.signal.aborted) view.showError(failed, error);
-    })
-    .finally(() => {
-      work = undefined;
-    });
-  work = { controller, done };
-  await done;
-}
-
-async function stop(): Promise<void> {
-  work?.controller.abort();
-  await work?.done;
-}
+const work = new Work({ showError, leave });
+const stop = () => work.stop();
 
 function leave(): void {
   model = undefined;
@@ -54,8 +37,8 @@ function remember(address: string | undefined): void {
   history.replaceState(null, "", url);
 }
 
-async function load({ source, label }: ModelChoice, address?: string): Promise<void> {
-  await start("The model could not be loaded:", async (signal) => {
+async function load({ source, label, address }: ModelChoice): Promise<void> {
+  await work.start("The model could not be loaded:", async (signal) => {
     view.showWaiting(`Loading ${label}`);
     try {
       await model?.dispose();
@@ -70,7 +53,7 @@ async function load({ source, label }: ModelChoice, address?: string): Promise<v
     }
     remember(address);
     view.showModel(model.config.name || label);
-    element("sample-document", HTMLDivElement).hidden = !sample || address !== String(sample.source);
+    element("sample-document", HTMLDivElement).hidden = !sample || address !== sample.address;
     await listDocuments();
     view.showDesk();
   });
@@ -90,7 +73,7 @@ async function take(
 ): Promise<void> {
   if (!model) return;
   const current = model;
-  await start("The document could not be opened:", async (signal) => {
+  await work.start("The document could not be opened:", async (signal) => {
     view.showWaiting(title);
     try {
       await reader?.document.close();
@@ -131,7 +114,7 @@ async function takeFile(file: File): Promise<void> {
 const actions = {
   open: (id: string) => void take(`Opening ${id}`, (current, options) => current.pinned.open(id, options)),
   save: (id: string) =>
-    void start("The document could not be saved:", async () => {
+    void work.start("The document could not be saved:", async () => {
       const file = await model?.pinned.export(id);
       if (!file) return;
       const link = document.createElement("a");
@@ -141,22 +124,22 @@ const actions = {
       URL.revokeObjectURL(link.href);
     }),
   remove: (id: string) =>
-    void start("The document could not be deleted:", async () => {
+    void work.start("The document could not be deleted:", async () => {
       await model?.pinned.delete(id);
       if (reader?.document.id === id) {
         reader = undefined;
         view.showDesk();
       }
       await listDocuments();
-      view.say(`${id} is deleted`);
+      say(`${id} is deleted`);
     }),
 };
 
 async function ask(): Promise<void> {
   const question = view.typedQuestion();
   const current = reader;
-  if (!current || work || question === "") return;
-  await start("The question could not be answered:", async (signal) => {
+  if (!current || work.isRunning || question === "") return;
+  await work.start("The question could not be answered:", async (signal) => {
     const turn = view.startAnswer(question);
     let note = "stopped";
     try {
@@ -172,94 +155,43 @@ async function ask(): Promise<void> {
   });
 }
 
-function takeModelFiles(files: readonly File[]): void {
-  const choice = choiceFromFiles(files);
-  if (choice) void load(choice);
-}
-
 /** Files that fell on the page: a model, or a document for the model that is loaded. */
-function takeDropped(files: readonly File[]): void {
+async function takeDropped(files: Files): Promise<void> {
   const isModel = files.some(({ name }) => /\.gguf$/i.test(name));
-  if (isModel || !model) takeModelFiles(files);
-  else if (files[0]) void takeFile(files[0]);
+  if (isModel || !model) await load(choiceFromFiles(files));
+  else await takeFile(files[0]);
 }
 
-function onClick(id: string, act: () => Promise<void>): void {
-  element(id, HTMLButtonElement).addEventListener("click", () => void act());
-}
-
-function onSubmit(id: string, act: () => Promise<void>): void {
-  element(id, HTMLFormElement).addEventListener("submit", (event) => {
-    event.preventDefault();
-    void act();
-  });
-}
-
-function onFiles(id: string, act: (files: readonly File[]) => void): void {
-  const input = element(id, HTMLInputElement);
-  input.addEventListener("change", () => {
-    act(Array.from(input.files ?? []));
-    input.value = ""; // so that the same file can be chosen again
-  });
-}
-
-function loadAddress(address: string): Promise<void> {
-  return load(choiceFromAddress(address), address);
-}
-
+onModelChosen(load);
+onDrop(takeDropped);
+onFiles("document-files", ([file]) => takeFile(file));
 onSubmit("composer", ask);
-onSubmit("address-form", () => loadAddress(element("address", HTMLInputElement).value));
+onEnter("question", ask);
 onClick("stop", stop);
 onClick("cancel", stop);
+onEscape(stop);
 onClick("add-document", async () => view.showDesk());
 onClick("take-story", async () => {
   const response = await fetch("lighthouse.md");
   if (response.ok) await pin("lighthouse.md", await response.text());
-  else view.showError("The story could not be fetched:", new Error(`status ${response.status}`));
+  else showError("The story could not be fetched:", new Error(`status ${response.status}`));
 });
 onClick("change-model", () =>
-  start("The model could not be closed:", async () => {
+  work.start("The model could not be closed:", async () => {
     await model?.dispose();
     remember(undefined);
     leave();
   }),
 );
-onFiles("model-files", takeModelFiles);
-onFiles("document-files", ([file]) => file && void takeFile(file));
 
-element("question", HTMLTextAreaElement).addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-  event.preventDefault();
-  void ask();
-});
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") void stop();
-});
-document.addEventListener("dragover", (event) => {
-  event.preventDefault();
-  document.body.classList.toggle("dropping", event.dataTransfer?.types.includes("Files"));
-});
-document.addEventListener("dragleave", ({ relatedTarget }) => {
-  if (relatedTarget === null) document.body.classList.remove("dropping");
-});
-document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  document.body.classList.remove("dropping");
-  takeDropped(Array.from(event.dataTransfer?.files ?? []));
-});
-
-sample = await findSample();
+sample = await offerSample(load);
 if (sample) {
   const { document: text, opening } = sample;
   onClick("take-sample-document", async () => {
     await pin("sample document", text);
     if (reader) view.suggest(opening);
   });
-  element("sample", HTMLDivElement).hidden = false;
-  element("sample-about", HTMLParagraphElement).textContent =
-    `${sample.label}, ${bytesText(sample.byteLength)}. ${sample.about}`;
-  onClick("take-sample", () => load(sample, String(sample.source)));
 }
 const address = new URL(location.href).searchParams.get("model");
 document.body.dataset.ready = "";
-if (address !== null) await loadAddress(address);
+if (address !== null) await load(choiceFromAddress(address));

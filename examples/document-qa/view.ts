@@ -1,8 +1,10 @@
-/** What the page shows: the choice of a model, waiting, the desk, a document and its answers, errors. */
+/** What the page shows: the choice of a model, waiting, the desk, a document and its answers. */
 
-import { InlayError, type PinnedPrompt } from "inlay";
-import { create, element } from "../chat/elements.ts";
-import { secondsText, tokensText } from "../chat/format.ts";
+import type { PinnedPrompt } from "inlay";
+import { create, element } from "../shared/elements.ts";
+import { secondsText, tokensText } from "../shared/format.ts";
+import { addMessages, log, type Turn } from "../shared/messages.ts";
+import { say } from "../shared/notices.ts";
 import { aboutText } from "./document-list.ts";
 import type { AnswerTimes } from "./reader.ts";
 
@@ -18,23 +20,17 @@ const modelFiles = element("model-files", HTMLInputElement);
 const documentFiles = element("document-files", HTMLInputElement);
 const documents = element("documents", HTMLDetailsElement);
 const addDocument = element("add-document", HTMLButtonElement);
-const error = element("error", HTMLDivElement);
-const status = element("status", HTMLParagraphElement);
 const waitingTitle = element("waiting-title", HTMLHeadingElement);
 const progress = element("progress", HTMLProgressElement);
 const waitingDetail = element("waiting-detail", HTMLParagraphElement);
 const cancel = element("cancel", HTMLButtonElement);
 const talkTitle = element("talk-title", HTMLHeadingElement);
 const talkAbout = element("talk-about", HTMLParagraphElement);
-const log = element("log", HTMLDivElement);
 const times = element("times", HTMLDListElement);
 const questionLabel = element("question-label", HTMLLabelElement);
 const question = element("question", HTMLTextAreaElement);
 const ask = element("ask", HTMLButtonElement);
 const stop = element("stop", HTMLButtonElement);
-
-/** How near to its end the log must be scrolled for it to follow the answer. */
-const NEAR_PX = 48;
 
 export function showChooser(): void {
   show("chooser");
@@ -99,21 +95,9 @@ export function showTimes(prefillSeconds: number, answer: AnswerTimes | undefine
   );
 }
 
-/** One question on the page, and where its answer goes. */
-export interface Turn {
-  append(piece: string): void;
-  /** Ends it; `note` says how. A question without an answer is given back to the composer. */
-  end(note: string): void;
-}
-
-export function startAnswer(text: string): Turn {
-  const answer = message("models", "Answer", "");
-  const body = create("p", "text");
-  answer.append(body);
-  const asked = message("yours", "You", text);
-  log.append(asked, answer);
-  log.ariaBusy = "true";
-  log.scrollTop = log.scrollHeight;
+/** Shows a question, and where its answer goes. A question without an answer is given back to the composer. */
+export function startAnswer(text: string): Pick<Turn, "append" | "end"> {
+  const turn = addMessages(text, "Answer");
   question.value = "";
   ask.hidden = true;
   stop.hidden = false;
@@ -122,19 +106,15 @@ export function startAnswer(text: string): Turn {
   let hasBegun = false;
   return {
     append(piece) {
-      const shown = hasBegun ? piece : piece.trimStart();
-      hasBegun ||= shown !== "";
-      follow(() => body.append(shown));
+      hasBegun ||= piece.trim() !== "";
+      turn.append(piece);
     },
     end(note) {
-      body.normalize();
-      if (hasBegun) follow(() => answer.append(create("p", "note", note)));
+      if (hasBegun) turn.end(note);
       else {
-        asked.remove();
-        answer.remove();
+        turn.remove();
         question.value ||= text;
       }
-      log.ariaBusy = "false";
       ask.hidden = false;
       stop.hidden = true;
       if (document.activeElement === document.body) question.focus();
@@ -151,40 +131,6 @@ export function typedQuestion(): string {
 export function suggest(text: string): void {
   question.value = text;
   question.focus();
-}
-
-/** `what` in plain words; the SDK's errors say what was found and what to do. */
-export function showError(what: string, cause: unknown): void {
-  const text = create("p", "", `${what} `);
-  text.append(cause instanceof Error ? cause.message : String(cause));
-  if (cause instanceof InlayError) text.append(create("br"), create("code", "", cause.code));
-  const dismiss = create("button", "", "Dismiss");
-  dismiss.type = "button";
-  dismiss.addEventListener("click", hideError);
-  error.replaceChildren(text, dismiss);
-}
-
-export function hideError(): void {
-  error.replaceChildren();
-}
-
-/** Tells those who listen instead of looking. */
-export function say(text: string): void {
-  status.textContent = text;
-}
-
-function message(className: string, author: string, text: string): HTMLElement {
-  const made = create("article", `message ${className}`);
-  made.append(create("h3", "", author));
-  if (text !== "") made.append(create("p", "text", text));
-  return made;
-}
-
-/** Changes the log, and keeps its end in sight if it was. */
-function follow(change: () => void): void {
-  const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_PX;
-  change();
-  if (isAtEnd) log.scrollTop = log.scrollHeight;
 }
 
 function show(name: keyof typeof sections): void {

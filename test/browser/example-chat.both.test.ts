@@ -3,87 +3,29 @@
 
 import { assert } from "chai";
 import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
+import { ExamplePage } from "./harness/example-page.ts";
 import { browser, isIsolated } from "./harness/index.ts";
 
-const URL_OF_PAGE = "/examples/chat/index.html";
-const WAIT_MS = 30_000;
-
-/** The example in a frame as wide as a small phone. */
-class ChatPage {
-  private constructor(private readonly frame: HTMLIFrameElement) {}
-
+class ChatPage extends ExamplePage {
   static async open(): Promise<ChatPage> {
-    const frame = document.createElement("iframe");
-    frame.style.cssText = "width: 360px; height: 640px";
-    frame.src = URL_OF_PAGE;
-    document.body.append(frame);
-    const page = new ChatPage(frame);
+    const page = new ChatPage("chat");
     await page.until("the script to run", () => page.text("fact-list") !== "");
     return page;
   }
 
-  get document(): Document {
-    return this.frame.contentDocument!;
-  }
-
-  element<T extends HTMLElement>(id: string): T {
-    return this.document.getElementById(id) as T;
-  }
-
-  text(id: string): string {
-    return this.document.getElementById(id)?.textContent?.trim() ?? "";
-  }
-
-  /** What the page says about what it is doing. */
-  progress(): string {
-    const ids = ["status", "loading-detail", "error"];
-    return ids.map((id) => `${id} "${this.text(id)}"`).join(", ");
-  }
-
-  isShown(id: string): boolean {
-    return this.element(id).checkVisibility();
-  }
-
-  async until(what: string, isTrue: () => boolean): Promise<void> {
-    const end = performance.now() + WAIT_MS;
-    while (!isTrue()) {
-      if (performance.now() > end)
-        throw new Error(`waited for ${what}; the page says: ${this.text("error")}`);
-      await new Promise((wake) => setTimeout(wake, 5));
-    }
-  }
-
-  chooseFile(bytes: Uint8Array<ArrayBuffer>, name = "tiny.gguf"): void {
-    const transfer = new DataTransfer();
-    // A file of the frame's own kind, as people's choices are.
-    const { File: FileOfFrame } = this.frame.contentWindow as Window & typeof globalThis;
-    transfer.items.add(new FileOfFrame([bytes], name));
-    const input = this.element<HTMLInputElement>("files");
-    input.files = transfer.files;
-    input.dispatchEvent(new Event("change", { bubbles: true }));
-  }
-
   async load(bytes: Uint8Array<ArrayBuffer>): Promise<void> {
-    this.chooseFile(bytes);
+    this.choose("model-files", bytes, "tiny.gguf");
     await this.until("the talk", () => this.isShown("talk"));
-  }
-
-  set(id: string, value: string): void {
-    this.element<HTMLInputElement | HTMLTextAreaElement>(id).value = value;
   }
 
   /** Sends a text; does not wait for the answer. */
   send(text: string): void {
     this.set("message", text);
-    this.element<HTMLButtonElement>("send").click();
+    this.click("send");
   }
 
   async answered(): Promise<void> {
     await this.until("the answer to end", () => this.isShown("send"));
-  }
-
-  close(): void {
-    this.frame.remove();
   }
 }
 
@@ -111,7 +53,7 @@ describe(`the chat example (${isIsolated ? "isolated" : "ordinary"} page)`, () =
     page.send("<b>hello</b>");
     await page.answered();
     assert.isAbove(nGrowths, 3, "the answer came in pieces");
-    const [question, answer] = page.document.querySelectorAll("#log .message .text");
+    const [question, answer] = page.all("#log .message .text");
     assert.equal(question?.textContent, "<b>hello</b>", "text stays text");
     assert.isNotEmpty(answer?.textContent);
     assert.match(page.text("log"), /\d+ tokens? · .*first after/);
@@ -129,9 +71,9 @@ describe(`the chat example (${isIsolated ? "isolated" : "ordinary"} page)`, () =
     await page.answered();
     page.send("two");
     await page.answered();
-    assert.lengthOf(page.document.querySelectorAll("#log .message"), 4);
+    assert.lengthOf(page.all("#log .message"), 4);
     await page.until("cached tokens", () => /[1-9]\d* of them cached/.test(page.text("fact-list")));
-    page.element<HTMLButtonElement>("new-talk").click();
+    page.click("new-talk");
     await page.until("an empty log", () => page.text("log") === "");
   });
 
@@ -153,27 +95,27 @@ describe(`the chat example (${isIsolated ? "isolated" : "ordinary"} page)`, () =
     page.set("max-tokens", "400");
     page.send("hello");
     await page.until("words", () => (page.document.querySelector(".models .text")?.textContent ?? "") !== "");
-    page.element<HTMLButtonElement>("stop").click();
+    page.click("stop");
     await page.answered();
     assert.include(page.text("log"), "stopped");
     assert.equal(page.text("error"), "");
     page.set("max-tokens", "4");
     page.send("again");
     await page.answered();
-    assert.lengthOf(page.document.querySelectorAll("#log .message"), 4);
+    assert.lengthOf(page.all("#log .message"), 4);
   });
 
   it("cancels a load without an error", async () => {
-    page.chooseFile(tinyGguf());
+    page.choose("model-files", tinyGguf(), "tiny.gguf");
     assert.isTrue(page.isShown("loading"));
-    page.element<HTMLButtonElement>("cancel-load").click();
+    page.click("cancel-load");
     await page.until("the choice of models", () => page.isShown("chooser"));
     assert.equal(page.text("error"), "");
     await page.load(tinyGguf());
   });
 
   it("says what is wrong, and stays usable", async () => {
-    page.chooseFile(new TextEncoder().encode("this is no model"), "letter.txt");
+    page.choose("model-files", "this is no model", "letter.txt");
     await page.until("the error", () => page.text("error") !== "");
     assert.include(page.text("error"), "letter.txt");
     assert.include(page.text("error"), "invalid-model");
@@ -190,39 +132,20 @@ describe(`the chat example (${isIsolated ? "isolated" : "ordinary"} page)`, () =
     page.send("hello");
     await page.answered();
     assert.equal(page.text("error"), "");
-    assert.lengthOf(page.document.querySelectorAll("#log .message"), 2);
+    assert.lengthOf(page.all("#log .message"), 2);
   });
 
   it("names every control, in the order of the page, within 360 px", async () => {
-    const check = (state: string) => {
-      const ids = [...page.document.querySelectorAll("[id]")].map(({ id }) => id);
-      assert.lengthOf(new Set(ids), ids.length, "ids are unique");
-      for (const control of page.document.querySelectorAll<HTMLElement>("button, input, select, textarea"))
-        assert.isNotEmpty(nameOf(control), `${state}: the name of #${control.id}`);
-      assert.lengthOf(
-        page.document.querySelectorAll("[tabindex]:not([tabindex='0'])"),
-        0,
-        "no order of its own",
-      );
-      const { scrollWidth, clientWidth } = page.document.documentElement;
-      assert.isAtMost(scrollWidth, clientWidth, `${state}: nothing sticks out`);
-    };
-    check("choosing");
+    page.check("choosing");
     await page.load(tinyGguf("tiny-llama", { type: "Q8_0" }));
     page.set("max-tokens", "60");
     page.send("a".repeat(200));
     await page.answered();
-    check("talking");
-    for (const fold of page.document.querySelectorAll("details")) fold.open = true;
-    check("settings open");
+    page.check("talking");
+    for (const fold of page.all<HTMLDetailsElement>("details")) fold.open = true;
+    page.check("settings open");
     assert.equal(page.element("log").role, "log");
     assert.equal(page.element("error").role, "alert");
     assert.equal(page.element("status").role, "status");
   });
 });
-
-/** A control's name as screen readers compute it, as far as the page uses it. */
-function nameOf(control: HTMLElement): string {
-  const labels = control instanceof HTMLButtonElement ? undefined : (control as HTMLInputElement).labels;
-  return (labels?.[0] ?? control).textContent?.trim() ?? "";
-}

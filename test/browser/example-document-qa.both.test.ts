@@ -2,69 +2,17 @@
 
 import { assert } from "chai";
 import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
+import { ExamplePage } from "./harness/example-page.ts";
 import { isIsolated } from "./harness/index.ts";
-
-const URL_OF_PAGE = "/examples/document-qa/index.html";
-const WAIT_MS = 30_000;
 
 const BYTES = tinyGguf("tiny-llama", { type: "Q8_0", seed: 12 });
 const DOCUMENT = "The ferry leaves at nine. It needs an hour. ".repeat(6);
 
-/** The example in a frame as wide as a small phone. */
-class DocumentPage {
-  private constructor(private readonly frame: HTMLIFrameElement) {}
-
+class DocumentPage extends ExamplePage {
   static async open(query = ""): Promise<DocumentPage> {
-    const frame = document.createElement("iframe");
-    frame.style.cssText = "width: 360px; height: 640px";
-    frame.src = `${URL_OF_PAGE}${query}`;
-    document.body.append(frame);
-    const page = new DocumentPage(frame);
+    const page = new DocumentPage("document-qa", query);
     await page.until("the script to run", () => page.document.body?.dataset.ready !== undefined);
     return page;
-  }
-
-  get document(): Document {
-    return this.frame.contentDocument!;
-  }
-
-  get address(): string {
-    return this.frame.contentWindow!.location.href;
-  }
-
-  element<T extends HTMLElement>(id: string): T {
-    return this.document.getElementById(id) as T;
-  }
-
-  text(id: string): string {
-    return this.document.getElementById(id)?.textContent?.trim() ?? "";
-  }
-
-  isShown(id: string): boolean {
-    return this.element(id).checkVisibility();
-  }
-
-  async until(what: string, isTrue: () => boolean): Promise<void> {
-    const end = performance.now() + WAIT_MS;
-    while (!isTrue()) {
-      if (performance.now() > end)
-        throw new Error(`waited for ${what}; the page says: ${this.text("error")} ${this.text("status")}`);
-      await new Promise((wake) => setTimeout(wake, 5));
-    }
-  }
-
-  click(id: string): void {
-    this.element<HTMLButtonElement>(id).click();
-  }
-
-  choose(input: string, content: BlobPart, name: string): void {
-    const transfer = new DataTransfer();
-    // A file of the frame's own kind, as people's choices are.
-    const { File: FileOfFrame } = this.frame.contentWindow as Window & typeof globalThis;
-    transfer.items.add(new FileOfFrame([content], name));
-    const field = this.element<HTMLInputElement>(input);
-    field.files = transfer.files;
-    field.dispatchEvent(new Event("change", { bubbles: true }));
   }
 
   async loadModel(): Promise<void> {
@@ -79,7 +27,7 @@ class DocumentPage {
 
   /** Names of the listed documents. */
   get documents(): string[] {
-    return [...this.document.querySelectorAll("#document-list .open")].map((e) => e.textContent ?? "");
+    return this.all("#document-list .open").map((e) => e.textContent ?? "");
   }
 
   documentButton(name: string): HTMLButtonElement {
@@ -88,7 +36,7 @@ class DocumentPage {
 
   /** The answer's text. */
   async ask(question: string): Promise<string> {
-    this.element<HTMLTextAreaElement>("question").value = question;
+    this.set("question", question);
     this.click("ask");
     await this.until("the answer", () => this.isShown("ask"));
     return this.document.querySelector("#log .models:last-child .text")?.textContent ?? "";
@@ -100,10 +48,6 @@ class DocumentPage {
       this.documentButton(`Delete ${name}`).click();
       await this.until("a shorter list", () => !this.documents.includes(name));
     }
-  }
-
-  close(): void {
-    this.frame.remove();
   }
 }
 
@@ -150,7 +94,7 @@ describe(`the document example (${isIsolated ? "isolated" : "ordinary"} page)`, 
 
   it("takes the story that comes with it at another precision, and several documents", async () => {
     await page.loadModel();
-    page.element<HTMLSelectElement>("bits").value = "2";
+    page.set("bits", "2");
     page.click("take-story");
     await page.until("the story", () => page.isShown("talk"));
     assert.match(page.text("document-list"), /2 bits/);
@@ -183,30 +127,15 @@ describe(`the document example (${isIsolated ? "isolated" : "ordinary"} page)`, 
   });
 
   it("names every control, in the order of the page, within 360 px", async () => {
-    const check = (state: string) => {
-      const ids = [...page.document.querySelectorAll("[id]")].map(({ id }) => id);
-      assert.lengthOf(new Set(ids), ids.length, "ids are unique");
-      for (const control of page.document.querySelectorAll<HTMLElement>("button, input, select, textarea"))
-        assert.isNotEmpty(nameOf(control), `${state}: the name of #${control.id}`);
-      const { scrollWidth, clientWidth } = page.document.documentElement;
-      assert.isAtMost(scrollWidth, clientWidth, `${state}: nothing sticks out`);
-    };
-    check("choosing");
+    page.check("choosing");
     await page.loadModel();
-    check("the desk");
+    page.check("the desk");
     await page.pin(`${"long-name-".repeat(12)}.md`);
     await page.ask("a".repeat(100));
-    check("talking");
+    page.check("talking");
     assert.equal(page.element("log").role, "log");
     assert.equal(page.element("error").role, "alert");
     assert.equal(page.element("status").role, "status");
     await page.clear();
   });
 });
-
-/** A control's name as screen readers compute it, as far as the page uses it. */
-function nameOf(control: HTMLElement): string {
-  if (control.ariaLabel) return control.ariaLabel;
-  const labels = control instanceof HTMLButtonElement ? undefined : (control as HTMLInputElement).labels;
-  return (labels?.[0] ?? control).textContent?.trim() ?? "";
-}

@@ -54,6 +54,8 @@ const FILES = [
   { path: "/examples/chat/index.html?a=b", type: "text/html", holds: "<h1>Inlay chat</h1>" },
   { path: "/examples/chat/chat.css", type: "text/css", holds: "#log" },
   { path: "/examples/chat/chat.ts", type: "text/javascript", holds: 'from "/dist/inlay.js"' },
+  { path: "/examples/shared/page.css", type: "text/css", holds: ":root" },
+  { path: "/examples/shared/icon.svg", type: "image/svg+xml", holds: "<title>Inlay</title>" },
   { path: "/examples/minimal/", type: "text/html", holds: "minimal.ts" },
   { path: "/sample/sample.json", type: "application/json", holds: '"byteLength":1000' },
 ];
@@ -70,7 +72,7 @@ for (const { path, type, holds } of FILES)
   });
 
 test("TypeScript is served without its types", async () => {
-  const { body } = await request("/examples/chat/model-source.ts");
+  const { body } = await request("/examples/shared/model-source.ts");
   assert.doesNotMatch(body.toString(), /interface|readonly|sourceMappingURL/);
 });
 

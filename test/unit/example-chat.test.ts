@@ -3,16 +3,8 @@
 // policy. What needs no real keys is in test/browser/example-chat.both.test.ts, for all browsers.
 
 import assert from "node:assert/strict";
-import { after, before, describe, test } from "node:test";
-import { puppeteerCore } from "@web/test-runner-chrome";
-import { sampleModel } from "../../tools/demo/sample.mjs";
-import { startServer } from "../../tools/demo/server.mjs";
-import { findBrowsers } from "../../tools/setup/browsers.mjs";
-
-type Page = puppeteerCore.Page;
-
-const { chromium } = findBrowsers();
-const skip = chromium === undefined && "there is no Chromium here";
+import { describe, test } from "node:test";
+import { type Page, serveDemo, skip, TIMEOUT_MS } from "../fixtures/demo.ts";
 
 /** Sizes and colours in which everything has to work. */
 const LOOKS = [
@@ -20,43 +12,17 @@ const LOOKS = [
   { width: 1280, height: 800, scheme: "dark" },
 ] as const;
 
-const TIMEOUT_MS = 60_000;
-
 describe("the chat example by keyboard", { skip }, () => {
-  const sample = sampleModel();
-  let server: Awaited<ReturnType<typeof startServer>>;
-  let browser: puppeteerCore.Browser;
+  const { sample, open } = serveDemo(18_180);
 
-  before(async () => {
-    server = await startServer(sample, 18_180);
-    browser = await puppeteerCore.launch({
-      executablePath: chromium!,
-      // Containers have little shared memory, and often no sandbox.
-      args: ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run"],
-    });
-  });
-
-  after(async () => {
-    await browser?.close();
-    await server?.close();
-  });
-
-  for (const { width, height, scheme } of LOOKS)
-    test(`${width} px, ${scheme}`, { timeout: 3 * TIMEOUT_MS }, async () => {
-      const page = await browser.newPage();
-      const complaints: string[] = [];
-      page.on("console", (message) => message.type() === "error" && complaints.push(message.text()));
-      page.on("pageerror", (error) => complaints.push(String(error)));
-      // tsx marks functions with a helper that the page has not.
-      await page.evaluateOnNewDocument("globalThis.__name = (f) => f");
-      await page.setViewport({ width, height });
-      await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
-      await page.goto(`${server.url}/examples/chat/`);
+  for (const look of LOOKS)
+    test(`${look.width} px, ${look.scheme}`, { timeout: 3 * TIMEOUT_MS }, async () => {
+      const { page, complaints } = await open("chat", look);
       await page.waitForSelector("#take-sample", { visible: true, timeout: TIMEOUT_MS });
       assert.ok(await page.evaluate(() => crossOriginIsolated));
 
-      const isWide = width > 1000;
-      await checkOrder(page, ["settings", "facts", "files", "address", "", "take-sample"]);
+      const isWide = look.width > 1000;
+      await checkOrder(page, ["settings", "facts", "model-files", "address", "", "take-sample"]);
       await checkLooks(page, "choosing");
 
       // The sample, which is ready to be asked at once.
@@ -135,7 +101,7 @@ function isFocusSeen(page: Page): Promise<boolean> {
   return page.evaluate(() => {
     const focused = document.activeElement;
     if (!(focused instanceof HTMLElement)) return false;
-    const shown = focused.id === "files" ? document.querySelector("label[for=files]")! : focused;
+    const shown = focused.id === "model-files" ? document.querySelector("label[for=model-files]")! : focused;
     const { outlineStyle, outlineWidth } = getComputedStyle(shown);
     const { top, bottom } = shown.getBoundingClientRect();
     return outlineStyle === "solid" && outlineWidth === "3px" && bottom > 0 && top < innerHeight;

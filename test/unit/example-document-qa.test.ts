@@ -2,49 +2,18 @@
 // about it rightly, and after a reload of the page again, without reading it anew.
 
 import assert from "node:assert/strict";
-import { after, before, describe, test } from "node:test";
-import { puppeteerCore } from "@web/test-runner-chrome";
-import { sampleModel } from "../../tools/demo/sample.mjs";
-import { startServer } from "../../tools/demo/server.mjs";
-import { findBrowsers } from "../../tools/setup/browsers.mjs";
-
-type Page = puppeteerCore.Page;
-
-const { chromium } = findBrowsers();
-const skip = chromium === undefined && "there is no Chromium here";
-
-const TIMEOUT_MS = 60_000;
+import { describe, test } from "node:test";
+import { type Page, serveDemo, skip, TIMEOUT_MS } from "../fixtures/demo.ts";
 
 /** From models/recall/sample-document.txt. */
 const ANSWER = "Tarbrook";
 
 describe("the document example with the sample model", { skip }, () => {
-  const sample = sampleModel();
-  let server: Awaited<ReturnType<typeof startServer>>;
-  let browser: puppeteerCore.Browser;
-
-  before(async () => {
-    server = await startServer(sample, 18_280);
-    browser = await puppeteerCore.launch({
-      executablePath: chromium!,
-      // Containers have little shared memory, and often no sandbox.
-      args: ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run"],
-    });
-  });
-
-  after(async () => {
-    await browser?.close();
-    await server?.close();
-  });
+  const { sample, open } = serveDemo(18_280);
 
   test("answers rightly before and after a reload", { timeout: 3 * TIMEOUT_MS }, async () => {
     assert.ok(sample.document.includes(`the home of Permar is ${ANSWER}`), "the document has the fact");
-    const page = await browser.newPage();
-    const complaints: string[] = [];
-    page.on("console", (message) => message.type() === "error" && complaints.push(message.text()));
-    page.on("pageerror", (error) => complaints.push(String(error)));
-    await page.setViewport({ width: 360, height: 640 });
-    await page.goto(`${server.url}/examples/document-qa/`);
+    const { page, complaints } = await open("document-qa", { width: 360, height: 640, scheme: "light" });
     await click(page, "#take-sample");
     await click(page, "#take-sample-document");
     assert.match(await answered(page, sample.opening), new RegExp(ANSWER));

@@ -3,6 +3,7 @@
 import type { ModelChoice } from "./model-source.ts";
 
 export interface Sample extends ModelChoice {
+  readonly address: string;
   /** An honest word about the model. */
   readonly about: string;
   /** A text that it can answer questions about. */
@@ -27,5 +28,6 @@ export async function findSample(): Promise<Sample | undefined> {
   const response = await fetch("/sample/sample.json").catch(() => undefined);
   if (!response?.ok) return undefined;
   const { name, file, ...rest } = (await response.json()) as SampleFile;
-  return { source: new URL(file, response.url), label: name, ...rest };
+  const source = new URL(file, response.url);
+  return { source, label: name, address: source.href, ...rest };
 }

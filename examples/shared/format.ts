@@ -1,7 +1,5 @@
 /** Numbers as people read them. */
 
-import type { Figures } from "./talk.ts";
-
 const UNITS = ["bytes", "kB", "MB", "GB"] as const;
 
 export function bytesText(n: number): string {
@@ -21,15 +19,4 @@ export function secondsText(seconds: number | null): string {
 
 export function tokensText(n: number): string {
   return n === 1 ? "1 token" : `${n.toLocaleString("en")} tokens`;
-}
-
-/** One line about an answer: how long, how fast, and why it is not longer. */
-export function figuresText(figures: Figures, contextLength: number): string {
-  const { promptTokens, answerTokens, decodePerSecond, firstTokenSeconds, finishReason } = figures;
-  const parts = [tokensText(answerTokens)];
-  if (decodePerSecond !== null) parts.push(rateText(decodePerSecond));
-  if (firstTokenSeconds !== null) parts.push(`first after ${secondsText(firstTokenSeconds)}`);
-  const isFull = promptTokens + answerTokens >= contextLength;
-  if (finishReason === "length") parts.push(isFull ? "the context is full" : "cut at the limit in Settings");
-  return parts.join(" · ");
 }
