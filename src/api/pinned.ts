@@ -5,7 +5,8 @@ import type { ChatMessage } from "../chat/types.ts";
 import { InlayError, internalError } from "../errors.ts";
 import { checkBoolean, checkKnownNames, checkObject, checkString, invalidOption } from "../option-checks.ts";
 import type { PinnedContent } from "../prompts/content.ts";
-import type { PinBits, PinEvent } from "../prompts/pinned-prompts.ts";
+import type { PinEvent } from "../prompts/pin-events.ts";
+import type { PinBits } from "../prompts/pinned-prompts.ts";
 import type { EngineClient } from "../rpc/client.ts";
 import type { PinnedInfo } from "../storage/prompt-store.ts";
 

@@ -1,0 +1,96 @@
+/** Storing a prompt: the records of one that was prefilled, and writing records and the manifest that names them. */
+
+import type { Sequence } from "../engine/sequences.ts";
+import { CODE_BITS } from "../kv/quantize.ts";
+import { sha256 } from "../storage/digest.ts";
+import type { Bytes, PromptEntry, PromptStore } from "../storage/prompt-store.ts";
+import { writeHead } from "./file.ts";
+import {
+  describeModel,
+  kvBytes,
+  kvRecords,
+  type PageCoding,
+  type PromptManifest,
+  type RecordInfo,
+} from "./manifest.ts";
+import { PageTransfer } from "./page-transfer.ts";
+import { type PinProgress, progress } from "./pin-events.ts";
+import { featuresOf, type PinHost, type Turn } from "./pin-host.ts";
+
+/** The records of a prefilled prompt. It becomes what a restored one would be: pages as stored, features of those. */
+export async function* prefilledRecords(
+  content: Bytes,
+  ids: Bytes,
+  draft: PromptManifest,
+  { cache }: Sequence,
+  host: PinHost,
+): AsyncGenerator<Bytes, void> {
+  const { shape, nTokens } = draft;
+  if (shape.cold) cache.quantize(shape.cold);
+  yield content;
+  yield ids;
+  const transfer = new PageTransfer(cache, draft, host.pages);
+  const features = featuresOf(host, draft);
+  for (const record of kvRecords(shape, nTokens)) {
+    const bytes = await transfer.take(record);
+    features?.add(record, bytes);
+    yield bytes;
+  }
+  if (features) cache.replaceCompanion(features.features);
+}
+
+/** Stores records under `key`, then the entry that names them. The result is held by nobody yet. */
+export async function* writePrompt(
+  store: PromptStore,
+  key: string,
+  draft: PromptManifest,
+  records: AsyncGenerator<Bytes, void>,
+  { signal }: Pick<Turn, "signal">,
+): AsyncGenerator<PinProgress, PromptEntry> {
+  const writer = await store.startWriting();
+  try {
+    const written: RecordInfo[] = [];
+    const total = kvBytes(draft.shape, draft.nTokens);
+    let byteLength = 0;
+    for await (const record of records) {
+      signal.throwIfAborted();
+      written.push({ byteLength: record.byteLength, sha256: await sha256(record) });
+      byteLength += record.byteLength;
+      await writer.write(record);
+      yield progress("store", Math.min(byteLength, total), total);
+    }
+    const manifest: PromptManifest = { ...draft, records: written };
+    const { head, sha256: digest } = await writeHead(manifest);
+    const { id, nTokens: tokens, raw, createdAt, model, shape, attention, prefillSeconds } = manifest;
+    const info = {
+      id,
+      tokens,
+      bits: bitsOf(shape),
+      attention,
+      prefillSeconds,
+      raw,
+      createdAt,
+      usedAt: Date.now(),
+      byteLength: byteLength + head.byteLength,
+    };
+    const entry = {
+      key,
+      fingerprint: model.fingerprint,
+      modelName: describeModel(model),
+      pages: writer.pages,
+      info,
+      head,
+      sha256: digest,
+    };
+    await writer.commit(entry);
+    return entry;
+  } finally {
+    await writer.close();
+  }
+}
+
+/** The bits of most elements. */
+function bitsOf({ format, cold }: PageCoding): number {
+  if (cold !== null) return CODE_BITS[cold];
+  return format === "f32" ? 32 : 16;
+}
