@@ -8,6 +8,8 @@ export { type Availability, availability } from "./api/availability.ts";
 export { loadModel } from "./api/load-model.node.ts";
 export type { ChatCompletions, Model, PromptProgress, RequestOptions } from "./api/model.ts";
 export {
+  type ExportPinnedOptions,
+  type ImportPinnedOptions,
   type OpenPinnedOptions,
   type PinBits,
   PinnedPrompt,

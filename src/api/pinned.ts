@@ -40,6 +40,22 @@ export interface PinOptions extends OpenPinnedOptions {
    * @default 4, or what kvCache.format quantizes to
    */
   bits?: PinBits | undefined;
+  /**
+   * Stores text, tokens, keys and values encrypted (AES-GCM), with a key of this origin that no script can read. Still to be
+   * seen are the id, the model's name, sizes and times: what `list` tells.
+   * @default false
+   */
+  encrypt?: boolean | undefined;
+}
+
+export interface ExportPinnedOptions {
+  /** true: an encrypted prompt may be exported. The file is not encrypted. @default false */
+  decrypt?: boolean | undefined;
+}
+
+export interface ImportPinnedOptions extends OpenPinnedOptions {
+  /** Stores it encrypted, as `PinOptions.encrypt`. @default false */
+  encrypt?: boolean | undefined;
 }
 
 const PIN_BITS = [2, 4, 8, 16] as const;
@@ -110,20 +126,23 @@ export class PinnedPrompts {
     return this.#client.call((engine) => engine.deletePinned(id));
   }
 
-  /** A stored prompt as an `.inlaykv` file. */
-  async export(id: string): Promise<Blob> {
+  /** A stored prompt as an `.inlaykv` file. Rejects with `invalid-option` for an encrypted one unless `decrypt` is set. */
+  async export(id: string, options: ExportPinnedOptions = {}): Promise<Blob> {
     checkString("id", id);
-    return this.#client.call((engine) => engine.exportPinned(id));
+    checkKnownNames("", checkObject("options", options), ["decrypt"]);
+    const decrypt = checkBoolean("decrypt", options.decrypt ?? false);
+    return this.#client.call((engine) => engine.exportPinned(id, decrypt));
   }
 
   /**
    * Stores an `.inlaykv` file of this model, or the one behind a URL, under the id in it, and opens it. Replaces another
    * prompt of that id. Rejects with `source-failed` for a URL that cannot be fetched.
    */
-  async import(source: Blob | URL | string, options: OpenPinnedOptions = {}): Promise<PinnedPrompt> {
+  async import(source: Blob | URL | string, options: ImportPinnedOptions = {}): Promise<PinnedPrompt> {
     const file = source instanceof Blob ? source : absoluteUrl(source);
+    const encrypt = checkBoolean("encrypt", options.encrypt ?? false);
     return openPinned(this.#client, options, (signal) =>
-      this.#client.pinEvents((engine, port) => engine.importPinned(file, port), signal),
+      this.#client.pinEvents((engine, port) => engine.importPinned(file, encrypt, port), signal),
     );
   }
 }
@@ -145,15 +164,23 @@ export async function pin(
   input: string | readonly ChatMessage[],
   options: PinOptions,
 ): Promise<PinnedPrompt> {
-  checkKnownNames("", checkObject("options", options), ["id", "raw", "bits", "onProgress", "signal"]);
+  checkKnownNames("", checkObject("options", options), [
+    "id",
+    "raw",
+    "bits",
+    "encrypt",
+    "onProgress",
+    "signal",
+  ]);
   const id = checkString("id", options.id);
   if (id.length < 1 || id.length > 256) throw invalidOption("id", id, "a name of 1 to 256 characters");
   const raw = options.raw === undefined ? undefined : checkBoolean("raw", options.raw);
   const bits = options.bits === undefined ? undefined : checkBits(options.bits);
+  const encrypt = checkBoolean("encrypt", options.encrypt ?? false);
   const content = contentOf(input, raw, hasChatTemplate);
   requestPersistence();
   return openPinned(client, options, (signal) =>
-    client.pinEvents((engine, port) => engine.pin({ id, content, bits }, port), signal),
+    client.pinEvents((engine, port) => engine.pin({ id, content, bits, encrypt }, port), signal),
   );
 }
 

@@ -50,6 +50,8 @@ export interface PinRequest {
   readonly content: PinnedContent;
   /** undefined: as the cache quantizes its pages, or DEFAULT_BITS where it does not. */
   readonly bits: PinBits | undefined;
+  /** Stored encrypted. */
+  readonly encrypt: boolean;
 }
 
 const DEFAULT_BITS = 4;
@@ -67,7 +69,7 @@ export class PinnedPrompts {
   constructor(private readonly host: PinHost) {}
 
   /** Prefills and stores a prompt, or opens it if just this one is stored under the id. Replaces another one. */
-  async *pin({ id, content, bits }: PinRequest, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
+  async *pin({ id, content, bits, encrypt }: PinRequest, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
     const ids = this.host.encode(pinnedPrompt(content));
     checkFits(ids.length, this.host.contextLength);
     const draft = this.#draft(id, content, ids, this.#coding(bits));
@@ -78,7 +80,7 @@ export class PinnedPrompts {
     try {
       const stored = await this.#stored.get(this.#key(id));
       const known = [await sha256(contentBytes), await sha256(idBytes)];
-      if (stored && (await this.#isSame(stored, draft, known))) {
+      if (stored?.info.encrypted === encrypt && (await this.#isSame(stored, draft, known))) {
         turn = await this.host.enter(outer);
         const open = yield* this.#tryRestore(stored, turn);
         if (open) return yield* this.#deliver(await this.#keep(open, turn), turn);
@@ -93,7 +95,7 @@ export class PinnedPrompts {
           if (event.kind === "prefill") yield progress("prefill", event.loaded, event.total);
         const prefilled = { ...draft, prefillSeconds: (performance.now() - start) / 1000 };
         const records = prefilledRecords(contentBytes, idBytes, prefilled, sequence, this.host);
-        const entry = yield* writePrompt(this.#stored, this.#key(id), prefilled, records, turn);
+        const entry = yield* writePrompt(this.#stored, this.#key(id), prefilled, records, encrypt, turn);
         const prompt = await readManifest(this.#stored, entry);
         const release = await this.#stored.hold(entry);
         key = await this.#keep({ ...prompt, content, ids, sequence, release }, turn);
@@ -114,10 +116,10 @@ export class PinnedPrompts {
   }
 
   /**
-   * Stores and opens what `export` gave, here or elsewhere; a text is the address of such a file. Rejects as `open` does,
-   * and with `storage-quota` and `source-failed`.
+   * Stores, encrypted if `encrypt`, and opens what `export` gave, here or elsewhere; a text is the address of such a
+   * file. Rejects as `open` does, and with `storage-quota` and `source-failed`.
    */
-  async *import(source: Blob | string, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
+  async *import(source: Blob | string, encrypt: boolean, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
     const blob = typeof source === "string" ? yield* download(source, outer) : source;
     const file = await openPromptFile(blob);
     const { manifest } = file;
@@ -126,7 +128,7 @@ export class PinnedPrompts {
     const unlock = await this.#stored.lock(key, outer);
     try {
       let entry = await this.#stored.get(key);
-      if (entry?.sha256 !== file.sha256) {
+      if (entry?.info.encrypted !== encrypt || (await this.#tryReadManifest(entry))?.sha256 !== file.sha256) {
         await this.#stored.makeRoom(blob.size);
         const records = async function* () {
           for (let i = 0; i < manifest.records.length; i++) {
@@ -136,7 +138,7 @@ export class PinnedPrompts {
             yield bytes;
           }
         };
-        entry = yield* writePrompt(this.#stored, key, manifest, records(), { signal: outer });
+        entry = yield* writePrompt(this.#stored, key, manifest, records(), encrypt, { signal: outer });
       }
       yield* this.#openEntry(entry, outer);
     } finally {
@@ -166,9 +168,16 @@ export class PinnedPrompts {
     return true;
   }
 
-  /** A stored prompt as an `.inlaykv` file, every byte checked. */
-  async export(id: string): Promise<Blob> {
+  /** A stored prompt as an `.inlaykv` file, every byte checked. Rejects with `invalid-option` for an encrypted one unless `decrypt`. */
+  async export(id: string, decrypt: boolean): Promise<Blob> {
     const entry = await this.#find(id);
+    if (entry.info.encrypted && !decrypt)
+      throw new InlayError(
+        "invalid-option",
+        `the prompt ${JSON.stringify(id)} is stored encrypted, and an .inlaykv file is not: whoever has the file can read ` +
+          "the prompt; pass decrypt: true if that is meant",
+        { option: "decrypt", id },
+      );
     const release = await this.#stored.hold(entry);
     try {
       const prompt = await readManifest(this.#stored, entry);
@@ -176,7 +185,7 @@ export class PinnedPrompts {
       // Blobs one by one: a browser may keep them on disk.
       for await (const record of readRecords(prompt, prompt.manifest.records.length))
         records.push(new Blob([record]));
-      return promptFile(entry.head, records, entry.sha256);
+      return promptFile(prompt.head, records, prompt.sha256);
     } finally {
       release();
     }
@@ -279,16 +288,21 @@ export class PinnedPrompts {
     return wanted === 16 ? { format, cold } : { format: "f16", cold: `q${wanted}` };
   }
 
-  /** Whether just this prompt is stored: same text and tokens, computed in the same way. */
-  async #isSame(entry: PromptEntry, draft: PromptManifest, known: readonly string[]): Promise<boolean> {
-    let manifest: PromptManifest;
+  /** undefined for another version, damage, or a lost key. */
+  async #tryReadManifest(entry: PromptEntry): Promise<StoredPrompt | undefined> {
     try {
-      ({ manifest } = await readManifest(this.#stored, entry));
+      return await readManifest(this.#stored, entry);
     } catch (error) {
-      if (error instanceof InlayError) return false; // another version, or damaged: it is computed again
+      if (error instanceof InlayError) return undefined;
       throw error;
     }
+  }
+
+  /** Whether just this prompt is stored: same text and tokens, computed in the same way. */
+  async #isSame(entry: PromptEntry, draft: PromptManifest, known: readonly string[]): Promise<boolean> {
+    const manifest = (await this.#tryReadManifest(entry))?.manifest;
     return (
+      manifest !== undefined &&
       manifest.attention === draft.attention &&
       manifest.shape.format === draft.shape.format &&
       manifest.shape.cold === draft.shape.cold &&

@@ -1,14 +1,16 @@
 /** Reading a stored prompt, every byte checked: into a cache, or record by record. */
 
 import { Sequence, withRoom } from "../engine/sequences.ts";
+import type { InlayError } from "../errors.ts";
 import { sha256 } from "../storage/digest.ts";
 import type { Bytes, PromptEntry, PromptStore } from "../storage/prompt-store.ts";
 import { decodeContent, type PinnedContent } from "./content.ts";
-import { readHead } from "./file.ts";
+import { manifestDamaged, readHead } from "./file.ts";
 import { damaged, FIRST_KV_RECORD, kvBytes, kvRecords, type PromptManifest } from "./manifest.ts";
 import { PageTransfer } from "./page-transfer.ts";
 import { type PinProgress, progress } from "./pin-events.ts";
 import { featuresOf, type PinHost, type Turn } from "./pin-host.ts";
+import { keyGone, type Seal, sealOf } from "./seal.ts";
 
 /** Read from the store at a time, about. */
 const READ_BYTES = 4 << 20;
@@ -18,6 +20,11 @@ export interface StoredPrompt {
   readonly store: PromptStore;
   readonly entry: PromptEntry;
   readonly manifest: PromptManifest;
+  /** The head of its file, and the SHA-256 of that: those of the entry, in the clear. */
+  readonly head: Bytes;
+  readonly sha256: string;
+  /** What its records are encrypted with, if they are. */
+  readonly seal: Seal | undefined;
 }
 
 /** A prompt read into a cache, and held in its store. */
@@ -29,9 +36,18 @@ export interface Restored {
   release(): void;
 }
 
-/** Reads the manifest. Rejects with `cache-mismatch` for another version, `storage-failed` for damage. */
+/** Reads the manifest. Rejects with `cache-mismatch` for another version, `storage-failed` for damage and a lost key. */
 export async function readManifest(store: PromptStore, entry: PromptEntry): Promise<StoredPrompt> {
-  return { store, entry, manifest: await readHead(entry.head, entry.sha256) };
+  const seal = await sealOf(store, entry);
+  let { head, sha256: digest } = entry;
+  if (seal) {
+    if ((await sha256(head)) !== digest) throw manifestDamaged();
+    const opened = await seal.open("head", head);
+    if (!opened) throw keyGone(entry); // whole, yet of another key or another entry
+    head = opened;
+    digest = await sha256(opened);
+  }
+  return { store, entry, manifest: await readHead(head, digest), head, sha256: digest, seal };
 }
 
 /**
@@ -105,18 +121,23 @@ export async function* readRecords(prompt: StoredPrompt, n: number): AsyncGenera
 
 /** Records [from, to). Rejects with `storage-failed` for what is missing or damaged. */
 async function readChecked(
-  { store, entry, manifest }: StoredPrompt,
+  { store, entry, manifest, seal }: StoredPrompt,
   from: number,
   to: number,
 ): Promise<Bytes[]> {
   const records = await store.read(entry, from, to);
   const { id } = manifest;
   return Promise.all(
-    records.map(async (bytes, i) => {
+    records.map(async (stored, i) => {
       const record = from + i;
-      const details = { id, record, records: manifest.records.length };
-      if (!bytes)
-        throw damaged(`record ${record} of the pinned prompt ${JSON.stringify(id)} is missing`, details);
+      if (!stored)
+        throw damaged(`record ${record} of the pinned prompt ${JSON.stringify(id)} is missing`, {
+          id,
+          record,
+          records: manifest.records.length,
+        });
+      const bytes = seal ? await seal.open(record, stored) : stored;
+      if (!bytes) throw damagedRecord(manifest, record);
       await assertRecord(manifest, record, bytes);
       return bytes;
     }),
@@ -127,11 +148,12 @@ async function readChecked(
 export async function assertRecord(manifest: PromptManifest, i: number, bytes: Bytes): Promise<void> {
   const expected = manifest.records[i]!;
   if (bytes.byteLength === expected.byteLength && (await sha256(bytes)) === expected.sha256) return;
-  throw damaged(`record ${i} of the pinned prompt ${JSON.stringify(manifest.id)} is damaged`, {
-    id: manifest.id,
-    record: i,
-    records: manifest.records.length,
-  });
+  throw damagedRecord(manifest, i);
+}
+
+function damagedRecord({ id, records }: PromptManifest, record: number): InlayError {
+  const details = { id, record, records: records.length };
+  return damaged(`record ${record} of the pinned prompt ${JSON.stringify(id)} is damaged`, details);
 }
 
 /** Little-endian, as every machine that runs WebAssembly in practice is. */

@@ -16,6 +16,7 @@ import {
 import { PageTransfer } from "./page-transfer.ts";
 import { type PinProgress, progress } from "./pin-events.ts";
 import { featuresOf, type PinHost, type Turn } from "./pin-host.ts";
+import { Seal } from "./seal.ts";
 
 /** The records of a prefilled prompt. It becomes what a restored one would be: pages as stored, features of those. */
 export async function* prefilledRecords(
@@ -39,28 +40,34 @@ export async function* prefilledRecords(
   if (features) cache.replaceCompanion(features.features);
 }
 
-/** Stores records under `key`, then the entry that names them. The result is held by nobody yet. */
+/** Stores records under `key`, then the entry that names them, encrypted if `isEncrypted`. Nobody holds the result yet. */
 export async function* writePrompt(
   store: PromptStore,
   key: string,
   draft: PromptManifest,
   records: AsyncGenerator<Bytes, void>,
+  isEncrypted: boolean,
   { signal }: Pick<Turn, "signal">,
 ): AsyncGenerator<PinProgress, PromptEntry> {
   const writer = await store.startWriting();
   try {
+    const { pages } = writer;
+    const sealKey = isEncrypted ? await store.keys.current() : undefined;
+    const seal = sealKey && new Seal(sealKey.key, { key, pages });
     const written: RecordInfo[] = [];
     const total = kvBytes(draft.shape, draft.nTokens);
     let byteLength = 0;
     for await (const record of records) {
       signal.throwIfAborted();
+      const stored = seal ? await seal.close(written.length, record) : record;
       written.push({ byteLength: record.byteLength, sha256: await sha256(record) });
-      byteLength += record.byteLength;
-      await writer.write(record);
+      byteLength += stored.byteLength;
+      await writer.write(stored);
       yield progress("store", Math.min(byteLength, total), total);
     }
     const manifest: PromptManifest = { ...draft, records: written };
-    const { head, sha256: digest } = await writeHead(manifest);
+    const plain = await writeHead(manifest);
+    const head = seal ? await seal.close("head", plain.head) : plain.head;
     const { id, nTokens: tokens, raw, createdAt, model, shape, attention, prefillSeconds } = manifest;
     const info = {
       id,
@@ -69,6 +76,7 @@ export async function* writePrompt(
       attention,
       prefillSeconds,
       raw,
+      encrypted: isEncrypted,
       createdAt,
       usedAt: Date.now(),
       byteLength: byteLength + head.byteLength,
@@ -77,10 +85,11 @@ export async function* writePrompt(
       key,
       fingerprint: model.fingerprint,
       modelName: describeModel(model),
-      pages: writer.pages,
+      pages,
       info,
+      sealedBy: sealKey?.id,
       head,
-      sha256: digest,
+      sha256: seal ? await sha256(head) : plain.sha256,
     };
     await writer.commit(entry);
     return entry;

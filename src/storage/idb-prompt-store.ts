@@ -23,6 +23,7 @@ import {
 } from "idb-keyval";
 import { InlayError } from "../errors.ts";
 import { insecurePage } from "./digest.ts";
+import { IdbPromptKeys } from "./idb-prompt-keys.ts";
 import { acquireLock, ifUnlocked } from "./locks.ts";
 import type { Bytes, PromptEntry, PromptStore, PromptWriter } from "./prompt-store.ts";
 
@@ -30,6 +31,7 @@ import type { Bytes, PromptEntry, PromptStore, PromptWriter } from "./prompt-sto
 const BATCH_BYTES = 4 << 20;
 
 export class IdbPromptStore implements PromptStore {
+  readonly keys = new IdbPromptKeys();
   readonly #prompts: UseStore;
   readonly #pages: UseStore;
   #collected: Promise<void> | undefined;
@@ -50,7 +52,8 @@ export class IdbPromptStore implements PromptStore {
 
   async get(key: string): Promise<PromptEntry | undefined> {
     await this.#collectOnce();
-    return guarded("read", () => get<PromptEntry>(key, this.#prompts));
+    const entry = await guarded("read", () => get<PromptEntry>(key, this.#prompts));
+    return entry && complete(entry);
   }
 
   async makeRoom(bytes: number): Promise<void> {
@@ -146,8 +149,8 @@ export class IdbPromptStore implements PromptStore {
     return acquireLock(`inlay-pin/${key}`, "exclusive", signal);
   }
 
-  #entries(): Promise<PromptEntry[]> {
-    return guarded("read", () => values<PromptEntry>(this.#prompts));
+  async #entries(): Promise<PromptEntry[]> {
+    return (await guarded("read", () => values<PromptEntry>(this.#prompts))).map(complete);
   }
 
   /** Removes what writers left behind that died. */
@@ -174,6 +177,12 @@ export class IdbPromptStore implements PromptStore {
     const mine = all.filter((key) => key.startsWith(`${pages}/`));
     await guarded("write", () => delMany(mine, this.#pages));
   }
+}
+
+/** Entries of before there was encryption do not say that they are not encrypted. */
+function complete(entry: PromptEntry): PromptEntry {
+  const { info } = entry as { info: Partial<PromptEntry["info"]> };
+  return info.encrypted === undefined ? { ...entry, info: { ...entry.info, encrypted: false } } : entry;
 }
 
 function recordKey(pages: string, record: number): string {

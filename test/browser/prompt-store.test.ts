@@ -20,6 +20,7 @@ async function put(store: IdbPromptStore, id: string, usedAt = 1): Promise<Promp
       prefillSeconds: 1,
       byteLength: 3 * RECORD_BYTES,
       raw: true,
+      encrypted: false,
       createdAt: 1,
       usedAt,
     };
