@@ -10,14 +10,15 @@ import { InlayError } from "../errors.ts";
 import { checkFits, type GenerateContext, prefillInto } from "../generate/generate.ts";
 import type { Prompt } from "../generate/request.ts";
 import { httpSource } from "../gguf/http-source.ts";
-import { CODE_BITS } from "../kv/quantize.ts";
 import type { AttentionPlan } from "../model/select-pages.ts";
 import { sha256 } from "../storage/digest.ts";
 import type { Bytes, PinnedInfo, PromptEntry, PromptStore } from "../storage/prompt-store.ts";
+import { chooseCoding, type PinBits } from "./coding.ts";
 import {
   assertContinues,
   continuePinned,
   encodeContent,
+  joinContent,
   type PinnedContent,
   pinnedPrompt,
 } from "./content.ts";
@@ -41,9 +42,6 @@ import {
 } from "./restore.ts";
 import { prefilledRecords, writePrompt } from "./write.ts";
 
-/** Bits per element of a stored key or value; 16: not quantized, stored as the cache has them. */
-export type PinBits = 2 | 4 | 8 | 16;
-
 /** What is to be pinned. */
 export interface PinRequest {
   readonly id: string;
@@ -52,9 +50,9 @@ export interface PinRequest {
   readonly bits: PinBits | undefined;
   /** Stored encrypted. */
   readonly encrypt: boolean;
+  /** Key of an open prompt that `content` comes after. */
+  readonly on?: string | undefined;
 }
-
-const DEFAULT_BITS = 4;
 
 interface OpenPrompt extends StoredPrompt, Restored {
   /** Dropped by the store when its GPU was lost; then it is restored again. */
@@ -68,11 +66,24 @@ export class PinnedPrompts {
 
   constructor(private readonly host: PinHost) {}
 
-  /** Prefills and stores a prompt, or opens it if just this one is stored under the id. Replaces another one. */
-  async *pin({ id, content, bits, encrypt }: PinRequest, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
+  /**
+   * Prefills and stores a prompt, or opens it if just this one is stored under the id. Replaces another one. Of one that is
+   * pinned on an open prompt only what follows that is prefilled; it is stored whole.
+   */
+  async *pin(request: PinRequest, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
+    const { id, encrypt } = request;
+    const base = request.on === undefined ? undefined : this.#get(request.on);
+    const content = base ? joinContent(base.manifest.id, base.content, request.content) : request.content;
     const ids = this.host.encode(pinnedPrompt(content));
+    if (base) assertContinues(base.manifest.id, base.ids, ids, (part) => this.host.decode(part));
     checkFits(ids.length, this.host.contextLength);
-    const draft = this.#draft(id, content, ids, this.#coding(bits));
+    const draft = this.#draft(
+      id,
+      content,
+      ids,
+      chooseCoding(this.host.shape, request.bits, base?.manifest),
+      base?.manifest,
+    );
     const contentBytes = encodeContent(content);
     const idBytes = bytesOf(ids);
     const unlock = await this.#stored.lock(this.#key(id), outer);
@@ -87,13 +98,14 @@ export class PinnedPrompts {
       }
       await this.#stored.makeRoom(kvBytes(draft.shape, draft.nTokens));
       turn ??= await this.host.enter(outer);
-      const sequence = new Sequence(turn.context.sequences.createCache());
+      const sequence = await this.#begin(request.on, turn);
       let key: string | undefined;
       try {
         const start = performance.now();
         for await (const event of prefillInto(turn.context, sequence, ids, turn.checkpoint))
           if (event.kind === "prefill") yield progress("prefill", event.loaded, event.total);
-        const prefilled = { ...draft, prefillSeconds: (performance.now() - start) / 1000 };
+        const prefillSeconds = draft.prefillSeconds + (performance.now() - start) / 1000;
+        const prefilled = { ...draft, prefillSeconds };
         const records = prefilledRecords(contentBytes, idBytes, prefilled, sequence, this.host);
         const entry = yield* writePrompt(this.#stored, this.#key(id), prefilled, records, encrypt, turn);
         const prompt = await readManifest(this.#stored, entry);
@@ -208,17 +220,18 @@ export class PinnedPrompts {
     return whole;
   }
 
-  /** Restores an open prompt whose pages went with a lost GPU. */
-  async revive(key: string, turn: Turn): Promise<void> {
+  /** The sequence of an open prompt, restored if its pages went with a lost GPU. */
+  async revive(key: string, turn: Turn): Promise<Sequence> {
     const open = this.#get(key);
     const { sequences } = turn.context;
-    if (sequences.isShared(open.sequence)) return;
+    if (sequences.isShared(open.sequence)) return open.sequence;
     const restoring = this.#restore(open, turn);
     let step = await restoring.next();
     while (!step.done) step = await restoring.next();
     step.value.release(); // it is held already
     open.sequence = step.value.sequence;
     sequences.share(open.sequence);
+    return open.sequence;
   }
 
   /** Lets go of everything stored; the caches go with the engine. */
@@ -257,35 +270,35 @@ export class PinnedPrompts {
     );
   }
 
-  /** The manifest of a prompt to be computed here; its records are not there yet. */
-  #draft(id: string, content: PinnedContent, ids: Uint32Array, coding: PageCoding): PromptManifest {
+  /** The sequence to prefill: empty, or a fork of the open prompt `on`. */
+  async #begin(on: string | undefined, turn: Turn): Promise<Sequence> {
+    if (on === undefined) return new Sequence(turn.context.sequences.createCache());
+    const base = await this.revive(on, turn);
+    const fork = new Sequence(base.cache.fork());
+    fork.extend(base.ids);
+    return fork;
+  }
+
+  /** The manifest of a prompt to be computed here, on `base`; its records are not there yet. */
+  #draft(
+    id: string,
+    content: PinnedContent,
+    ids: Uint32Array,
+    coding: PageCoding,
+    base: PromptManifest | undefined,
+  ): PromptManifest {
+    const attention = attentionOf(this.host.plan, ids.length);
     return {
       id,
       model: this.host.identify(),
       raw: content.kind === "text",
       nTokens: ids.length,
       createdAt: Date.now(),
-      attention: attentionOf(this.host.plan, ids.length),
-      prefillSeconds: 0,
+      attention: !base || base.attention === attention ? attention : `${base.attention} + ${attention}`,
+      prefillSeconds: base?.prefillSeconds ?? 0,
       shape: { ...this.host.shape, ...coding },
       records: [],
     };
-  }
-
-  /** Throws `invalid-option` for bits that a cache which quantizes by itself does not have. */
-  #coding(bits: PinBits | undefined): PageCoding {
-    const { format, cold } = this.host.shape;
-    if (cold !== null) {
-      if (bits === undefined || CODE_BITS[cold] === bits) return { format, cold };
-      throw new InlayError(
-        "invalid-option",
-        `bits is ${bits}, and this model's kvCache.format ${JSON.stringify(cold)} has ${CODE_BITS[cold]} already: leave ` +
-          "bits out, or load the model with another kvCache.format",
-        { option: "bits", value: bits, kvCache: cold },
-      );
-    }
-    const wanted = bits ?? DEFAULT_BITS;
-    return wanted === 16 ? { format, cold } : { format: "f16", cold: `q${wanted}` };
   }
 
   /** undefined for another version, damage, or a lost key. */

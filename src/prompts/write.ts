@@ -1,18 +1,11 @@
 /** Storing a prompt: the records of one that was prefilled, and writing records and the manifest that names them. */
 
 import type { Sequence } from "../engine/sequences.ts";
-import { CODE_BITS } from "../kv/quantize.ts";
 import { sha256 } from "../storage/digest.ts";
 import type { Bytes, PromptEntry, PromptStore } from "../storage/prompt-store.ts";
+import { bitsOf } from "./coding.ts";
 import { writeHead } from "./file.ts";
-import {
-  describeModel,
-  kvBytes,
-  kvRecords,
-  type PageCoding,
-  type PromptManifest,
-  type RecordInfo,
-} from "./manifest.ts";
+import { describeModel, kvBytes, kvRecords, type PromptManifest, type RecordInfo } from "./manifest.ts";
 import { PageTransfer } from "./page-transfer.ts";
 import { type PinProgress, progress } from "./pin-events.ts";
 import { featuresOf, type PinHost, type Turn } from "./pin-host.ts";
@@ -96,10 +89,4 @@ export async function* writePrompt(
   } finally {
     await writer.close();
   }
-}
-
-/** The bits of most elements. */
-function bitsOf({ format, cold }: PageCoding): number {
-  if (cold !== null) return CODE_BITS[cold];
-  return format === "f32" ? 32 : 16;
 }

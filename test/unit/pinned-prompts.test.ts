@@ -6,9 +6,9 @@ import type { Engine } from "../../src/engine/engine.ts";
 import { InlayError } from "../../src/errors.ts";
 import type { Prompt } from "../../src/generate/request.ts";
 import type { LoadOptions } from "../../src/options.ts";
+import type { PinBits } from "../../src/prompts/coding.ts";
 import type { PinnedContent } from "../../src/prompts/content.ts";
 import { openPromptFile, promptFile, readHead, writeHead } from "../../src/prompts/file.ts";
-import type { PinBits } from "../../src/prompts/pinned-prompts.ts";
 import { sha256 } from "../../src/storage/digest.ts";
 import { MemoryPromptStore } from "../../src/storage/memory-prompt-store.ts";
 import type { Bytes, PromptStore, PromptWriter } from "../../src/storage/prompt-store.ts";
@@ -20,9 +20,11 @@ import {
   answer,
   BYTES,
   CHAT,
+  GO_ON,
   inlayError,
   load,
   never,
+  nextProbability,
   open,
   opened,
   pin,
@@ -196,8 +198,6 @@ function longText(nTokens: number): PinnedContent {
   return { kind: "text", text: words.join("") };
 }
 
-const GO_ON: Prompt = { kind: "ids", ids: Uint32Array.of(40, 41, 42) };
-
 const LONG_BYTES = tinyGguf({ ...PRESETS["tiny-llama"], contextLength: 4096 }, { type: "Q8_0", seed: 4 });
 const loadLong = (store: PromptStore, options: LoadOptions = {}) => load(store, options, LONG_BYTES);
 
@@ -336,14 +336,6 @@ describe("a long pinned prompt", () => {
     await engine.dispose();
   });
 });
-
-/** Probability of the most likely token after the prompt and GO_ON. */
-async function nextProbability(engine: Engine, key: string): Promise<number> {
-  const request = { ...greedy([], 1), topLogprobs: 0, prompt: { ...GO_ON, pinned: key } };
-  for await (const event of engine.generate(request))
-    if (event.kind === "text" && event.logprobs) return Math.exp(event.logprobs[0]!.logprob);
-  throw new Error("no token came");
-}
 
 describe("damage and mismatch", () => {
   async function exported(): Promise<{ file: Uint8Array<ArrayBuffer>; engine: Engine }> {
