@@ -75,9 +75,13 @@ describe("a pinned prompt", () => {
       const here = await open(onGpu, "from WASM");
       const { ids, cached } = await answer(onGpu, here.key);
       assert.deepEqual({ ids, cached }, { ids: expected, cached: here.info.tokens });
-      await pin(onGpu, CHAT, { id: "from the GPU" });
+      // The pages that the GPU computed differ a little: its activations are not rounded to 8 bits.
+      const made = await pin(onGpu, CHAT, { id: "from the GPU" });
+      const there = await nextProbability(onGpu, made.key);
       const back = await open(wasm, "from the GPU");
-      assert.deepEqual(await answer(wasm, back.key), { ids: expected, cached: back.info.tokens });
+      const again = await nextProbability(wasm, back.key);
+      assert.ok(Math.abs(again - there) < 0.03, `${again} ${there}`);
+      assert.equal((await answer(wasm, back.key)).cached, back.info.tokens);
       await onGpu.dispose();
       await wasm.dispose();
     });
