@@ -4,14 +4,15 @@ import { writeFile } from "node:fs/promises";
 import { heatMap } from "../eval/heat-map.ts";
 import { evaluateNeedles, type NeedleReport } from "../eval/needle.ts";
 import { NEEDLE_TASKS, type NeedleTask } from "../eval/needle-cases.ts";
+import type { PinBits } from "../prompts/coding.ts";
 import { integerList, readArguments, UsageError } from "./arguments.ts";
 import { loadArgument, MODEL_OPTIONS } from "./model-argument.ts";
 import { ProgressBar } from "./progress-bar.ts";
 
 export const EVAL_NEEDLE_USAGE =
   "inlay eval MODEL --needle [--tasks NAMES] [--lengths 512,4096] [--depths 0,50,100] [--count N] [--seed S]\n" +
-  "          [--svg FILE] [--device auto|wasm|hybrid|webgpu] [--threads N] [--context N] [--attention POLICY]\n" +
-  "          [--budget B] [--kv FORMAT] [--json]";
+  "          [--pinned [--bits 2|4|8|16]] [--svg FILE] [--device auto|wasm|hybrid|webgpu] [--threads N]\n" +
+  "          [--context N] [--attention POLICY] [--budget B] [--kv FORMAT] [--json]";
 
 const OPTIONS = {
   ...MODEL_OPTIONS,
@@ -22,6 +23,9 @@ const OPTIONS = {
   depths: "string",
   count: "integer",
   seed: "integer",
+  /** Each document is pinned and its question asked of that. */
+  pinned: "boolean",
+  bits: "integer",
   svg: "string",
   json: "boolean",
 } as const;
@@ -31,6 +35,8 @@ export async function evalNeedle(args: readonly string[], signal: AbortSignal): 
   const tasks = options.tasks?.split(",").map(checkedTask);
   const lengths = options.lengths === undefined ? undefined : integerList("lengths", options.lengths, 1);
   const depths = options.depths === undefined ? undefined : integerList("depths", options.depths, 0);
+  if (options.bits !== undefined && !options.pinned) throw new UsageError("--bits goes with --pinned");
+  const pinned = options.pinned ? { bits: options.bits as PinBits | undefined } : undefined; // checked by pin
 
   await using model = await loadArgument(positionals[0]!, options, signal);
   const bar = new ProgressBar();
@@ -40,6 +46,7 @@ export async function evalNeedle(args: readonly string[], signal: AbortSignal): 
     depths: depths?.map((percent) => percent / 100),
     count: options.count,
     seed: options.seed,
+    pinned,
     signal,
     onProgress: ({ done, total, right }) => bar.update(`${right} of ${done} right`, done / total),
   }).finally(() => bar.clear());

@@ -251,7 +251,7 @@ export class Engine {
     const disposed = new InlayError("disposed", "the model was disposed");
     this.#life.abort(disposed);
     await this.#queue.close(disposed);
-    this.pinned.dispose();
+    await this.pinned.dispose();
     this.#sequences.clear();
     const { device, tokenizer, pool } = this.#parts;
     device.dispose();

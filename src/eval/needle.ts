@@ -1,6 +1,8 @@
 /** How well a model finds facts in long texts: asks the cases of needle-cases.ts and counts the answers that are right. */
 
 import type { Model } from "../api/model.ts";
+import type { PinnedPrompt, PinOptions } from "../api/pinned.ts";
+import type { ChatCompletion } from "../chat/types.ts";
 import { InlayError } from "../errors.ts";
 import { makeNeedleCase, NEEDLE_TASKS, type NeedleCase, type NeedleTask } from "./needle-cases.ts";
 
@@ -16,10 +18,15 @@ export interface NeedleOptions {
   count?: number | undefined;
   /** @default 2026 */
   seed?: number | undefined;
+  /** Each document is pinned in this way, as the system message, and the question asked of it. @default not pinned */
+  pinned?: NeedlePinning | undefined;
   signal?: AbortSignal | undefined;
   /** Called after every answer. */
   onProgress?: ((progress: { done: number; total: number; right: number }) => void) | undefined;
 }
+
+/** How documents are pinned. */
+export type NeedlePinning = Pick<PinOptions, "bits">;
 
 /** One answer. */
 export interface NeedleAnswer {
@@ -66,12 +73,15 @@ const MAX_ANSWER_TOKENS = 64;
  * Throws `invalid-option` for a length outside the context, and `signal.reason`.
  */
 export async function evaluateNeedles(model: Model, options: NeedleOptions = {}): Promise<NeedleReport> {
-  const { seed = DEFAULT_SEED, signal, onProgress } = options;
+  const { seed = DEFAULT_SEED, pinned, signal, onProgress } = options;
+  const ask = pinned
+    ? (needle: NeedleCase) => askPinned(model, needle, pinned, signal)
+    : (needle: NeedleCase) => askWhole(model, needle, signal);
   const specs = resolveSpecs(options, model.config.contextLength, seed);
   const answers: NeedleAnswer[] = [];
   let right = 0;
   for (const spec of specs) {
-    const answer = await ask(model, makeNeedleCase(spec), signal);
+    const answer = await ask(makeNeedleCase(spec));
     answers.push(answer);
     if (answer.isRight) right++;
     onProgress?.({ done: answers.length, total: specs.length, right });
@@ -120,15 +130,49 @@ function defaultLengths(contextLength: number): number[] {
   return lengths.length > 0 ? lengths : [contextLength];
 }
 
-async function ask(model: Model, needle: NeedleCase, signal: AbortSignal | undefined): Promise<NeedleAnswer> {
-  const { task, length, depth, index, answer: expected } = needle;
-  const content = needlePrompt(needle);
-  const completion = await model.chat.completions.create(
-    { messages: [{ role: "user", content }], temperature: 0, max_tokens: MAX_ANSWER_TOKENS },
+async function askWhole(
+  model: Model,
+  needle: NeedleCase,
+  signal: AbortSignal | undefined,
+): Promise<NeedleAnswer> {
+  return answered(needle, await complete(model, needlePrompt(needle), undefined, signal));
+}
+
+async function askPinned(
+  model: Model,
+  needle: NeedleCase,
+  options: NeedlePinning,
+  signal: AbortSignal | undefined,
+): Promise<NeedleAnswer> {
+  const id = "inlay-needle";
+  const prompt = await model.pin([{ role: "system", content: needle.document }], { ...options, id, signal });
+  try {
+    return answered(needle, await complete(model, needle.question, prompt, signal));
+  } finally {
+    await prompt.close();
+    await model.pinned.delete(id);
+  }
+}
+
+function complete(
+  model: Model,
+  content: string,
+  pinned: PinnedPrompt | undefined,
+  signal: AbortSignal | undefined,
+): Promise<ChatCompletion> {
+  const messages = [{ role: "user", content }] as const;
+  return model.chat.completions.create(
+    { messages, pinned, temperature: 0, max_tokens: MAX_ANSWER_TOKENS },
     { signal },
   );
-  const answer = (completion.choices[0]!.message.content ?? "").trim();
-  const promptTokens = completion.usage.prompt_tokens;
+}
+
+function answered(
+  { task, length, depth, index, answer: expected }: NeedleCase,
+  { choices, usage }: ChatCompletion,
+): NeedleAnswer {
+  const answer = (choices[0]!.message.content ?? "").trim();
+  const promptTokens = usage.prompt_tokens;
   return { task, length, depth, index, promptTokens, expected, answer, isRight: answer === expected };
 }
 

@@ -234,10 +234,11 @@ export class PinnedPrompts {
     return open.sequence;
   }
 
-  /** Lets go of everything stored; the caches go with the engine. */
-  dispose(): void {
+  /** Lets go of everything stored, once nothing is read or written any more; the caches go with the engine. */
+  async dispose(): Promise<void> {
     for (const { release } of this.#open.values()) release();
     this.#open.clear();
+    await this.#store?.close();
   }
 
   get #stored(): PromptStore {

@@ -30,15 +30,23 @@ import type { Bytes, PromptEntry, PromptStore, PromptWriter } from "./prompt-sto
 /** Written in one transaction. */
 const BATCH_BYTES = 4 << 20;
 
+/** No transaction here takes seconds; but WebKit keeps that of a killed worker for ever, and all others wait for it. */
+const PATIENCE_MS = 30_000;
+
 export class IdbPromptStore implements PromptStore {
-  readonly keys = new IdbPromptKeys();
+  readonly keys = new IdbPromptKeys((what, f) => this.#guarded(what, f));
   readonly #prompts: UseStore;
   readonly #pages: UseStore;
+  /** Transactions that have not ended. */
+  readonly #running = new Set<Promise<unknown>>();
+  readonly #patienceMs: number;
+  #isClosed = false;
   #collected: Promise<void> | undefined;
 
-  /** Throws `unsupported-environment` where pages have no locks. */
-  constructor() {
+  /** Throws `unsupported-environment` where pages have no locks. `patienceMs`: how long a transaction may take. */
+  constructor(patienceMs = PATIENCE_MS) {
     if (navigator.locks === undefined) throw insecurePage();
+    this.#patienceMs = patienceMs;
     this.#prompts = createStore("inlay-prompts", "manifests");
     this.#pages = createStore("inlay-pages", "records");
   }
@@ -52,7 +60,7 @@ export class IdbPromptStore implements PromptStore {
 
   async get(key: string): Promise<PromptEntry | undefined> {
     await this.#collectOnce();
-    const entry = await guarded("read", () => get<PromptEntry>(key, this.#prompts));
+    const entry = await this.#guarded("read", () => get<PromptEntry>(key, this.#prompts));
     return entry && complete(entry);
   }
 
@@ -69,7 +77,7 @@ export class IdbPromptStore implements PromptStore {
     if (removable >= missing)
       for (const entry of oldestFirst) {
         const isRemoved = await ifUnlocked(lockOf(entry.pages), async () => {
-          await guarded("write", () => del(entry.key, this.#prompts));
+          await this.#guarded("write", () => del(entry.key, this.#prompts));
           await this.#deleteRecords(entry.pages);
         });
         if (isRemoved) missing -= entry.info.byteLength;
@@ -97,7 +105,7 @@ export class IdbPromptStore implements PromptStore {
       const written = batch;
       batch = [];
       batchBytes = 0;
-      await guarded("write", () => setMany(written, this.#pages));
+      await this.#guarded("write", () => setMany(written, this.#pages));
     };
     return {
       pages,
@@ -109,7 +117,7 @@ export class IdbPromptStore implements PromptStore {
       commit: async (entry) => {
         await flush();
         const before = await this.get(entry.key);
-        await guarded("write", () => set(entry.key, entry, this.#prompts));
+        await this.#guarded("write", () => set(entry.key, entry, this.#prompts));
         isCommitted = true;
         if (before) await ifUnlocked(lockOf(before.pages), () => this.#deleteRecords(before.pages));
       },
@@ -125,18 +133,18 @@ export class IdbPromptStore implements PromptStore {
 
   read(entry: PromptEntry, from: number, to: number): Promise<(Bytes | undefined)[]> {
     const wanted = Array.from({ length: to - from }, (_, i) => recordKey(entry.pages, from + i));
-    return guarded("read", () => getMany<Bytes>(wanted, this.#pages));
+    return this.#guarded("read", () => getMany<Bytes>(wanted, this.#pages));
   }
 
   async touch(entry: PromptEntry): Promise<void> {
     const now = await this.get(entry.key);
     if (now?.pages !== entry.pages) return;
     const info = { ...now.info, usedAt: Date.now() };
-    await guarded("write", () => set(entry.key, { ...now, info }, this.#prompts));
+    await this.#guarded("write", () => set(entry.key, { ...now, info }, this.#prompts));
   }
 
   async delete(entry: PromptEntry): Promise<void> {
-    await guarded("write", () => del(entry.key, this.#prompts));
+    await this.#guarded("write", () => del(entry.key, this.#prompts));
     // Where another tab has it open, its records go when the store is next used after that.
     await ifUnlocked(lockOf(entry.pages), () => this.#deleteRecords(entry.pages));
   }
@@ -149,8 +157,13 @@ export class IdbPromptStore implements PromptStore {
     return acquireLock(`inlay-pin/${key}`, "exclusive", signal);
   }
 
+  async close(): Promise<void> {
+    this.#isClosed = true;
+    await Promise.allSettled(this.#running);
+  }
+
   async #entries(): Promise<PromptEntry[]> {
-    return (await guarded("read", () => values<PromptEntry>(this.#prompts))).map(complete);
+    return (await this.#guarded("read", () => values<PromptEntry>(this.#prompts))).map(complete);
   }
 
   /** Removes what writers left behind that died. */
@@ -160,7 +173,7 @@ export class IdbPromptStore implements PromptStore {
   }
 
   async #collect(): Promise<void> {
-    const written = await guarded("read", () => keys<string>(this.#pages));
+    const written = await this.#guarded("read", () => keys<string>(this.#pages));
     const named = new Set((await this.#entries()).map(({ pages }) => pages));
     for (const pages of new Set(written.map((key) => key.slice(0, key.indexOf("/"))))) {
       if (named.has(pages)) continue;
@@ -173,9 +186,32 @@ export class IdbPromptStore implements PromptStore {
   }
 
   async #deleteRecords(pages: string): Promise<void> {
-    const all = await guarded("read", () => keys<string>(this.#pages));
+    const all = await this.#guarded("read", () => keys<string>(this.#pages));
     const mine = all.filter((key) => key.startsWith(`${pages}/`));
-    await guarded("write", () => delMany(mine, this.#pages));
+    await this.#guarded("write", () => delMany(mine, this.#pages));
+  }
+
+  /** Runs one transaction. */
+  async #guarded<T>(what: "read" | "write", f: () => Promise<T>): Promise<T> {
+    if (this.#isClosed) throw new InlayError("disposed", "the model was disposed");
+    const running = withPatience(f, this.#patienceMs);
+    this.#running.add(running);
+    try {
+      return await running;
+    } catch (cause) {
+      if (cause instanceof InlayError) throw cause;
+      const isFull = cause instanceof DOMException && cause.name === "QuotaExceededError";
+      throw new InlayError(
+        isFull ? "storage-quota" : "storage-failed",
+        isFull
+          ? "the browser has no room for this pinned prompt; delete others, or pin a shorter one"
+          : `pinned prompts cannot be ${what === "read" ? "read from" : "written to"} IndexedDB: ${cause}`,
+        {},
+        { cause },
+      );
+    } finally {
+      this.#running.delete(running);
+    }
   }
 }
 
@@ -197,18 +233,24 @@ function mib(bytes: number): string {
   return `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 }
 
-async function guarded<T>(what: "read" | "write", f: () => Promise<T>): Promise<T> {
+/** As `f`, or rejects with `storage-failed` if it has not ended after `ms`. */
+async function withPatience<T>(f: () => Promise<T>, ms: number): Promise<T> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const standsStill = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => {
+      reject(
+        new InlayError(
+          "storage-failed",
+          `IndexedDB has not answered for ${ms / 1000} s: a worker that was killed, or another tab, may hold it. Close ` +
+            "all tabs of this site and open it again; nothing that is stored is lost",
+          { waitedMs: ms },
+        ),
+      );
+    }, ms);
+  });
   try {
-    return await f();
-  } catch (cause) {
-    const isFull = cause instanceof DOMException && cause.name === "QuotaExceededError";
-    throw new InlayError(
-      isFull ? "storage-quota" : "storage-failed",
-      isFull
-        ? "the browser has no room for this pinned prompt; delete others, or pin a shorter one"
-        : `pinned prompts cannot be ${what === "read" ? "read from" : "written to"} IndexedDB: ${cause}`,
-      {},
-      { cause },
-    );
+    return await Promise.race([f(), standsStill]);
+  } finally {
+    clearTimeout(timer);
   }
 }

@@ -92,4 +92,6 @@ export class MemoryPromptStore implements PromptStore {
     }
     return release;
   }
+
+  async close(): Promise<void> {}
 }

@@ -80,4 +80,9 @@ export interface PromptStore {
   hold(entry: PromptEntry): Promise<() => void>;
   /** Waits until nobody else, in any tab, has the lock of this key; the result gives it back. */
   lock(key: string, signal: AbortSignal): Promise<() => void>;
+  /**
+   * Ends reading and writing: waits for what has begun, so that a worker that ends then leaves no transaction behind.
+   * Later calls may reject with `disposed`. Never rejects.
+   */
+  close(): Promise<void>;
 }

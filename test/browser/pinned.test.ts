@@ -41,10 +41,13 @@ async function orphans(): Promise<string[]> {
   return (await keys<string>(pages)).filter((key) => !named.some((name) => key.startsWith(`${name}/`)));
 }
 
-/** One of four runs in WebKitGTK stood still for minutes, every thread asleep; without the two tests, none of four did. */
+/**
+ * WebKitGTK now and then keeps the transaction of a worker that was killed, and with it the store, until the site's tabs
+ * are closed (seen after 20 to 200 kills). The store then says so (prompt-store.test.ts); these tests cannot go on.
+ */
 function skipKilling(context: Mocha.Context): void {
   if (browser === "webkit")
-    skip(context, "storage of a killed worker now and then stands still in WebKitGTK");
+    skip(context, "WebKitGTK may keep a killed worker's IndexedDB transaction for ever");
 }
 
 describe("pinned prompts", function () {

@@ -185,4 +185,57 @@ describe("the store of pinned prompts", () => {
       assert.isTrue(String(key).startsWith(`${entries[42]!.pages}/`), String(key));
     }
   });
+
+  it("a transaction that never ends, as WebKit leaves of a killed worker, is a clear error; the store goes on after it", async () => {
+    await put(store, "kept");
+    const database = await new Promise<IDBDatabase>((resolve, reject) => {
+      const request = indexedDB.open("inlay-prompts");
+      request.onsuccess = () => resolve(request.result);
+      request.onerror = () => reject(request.error);
+    });
+    let isHeld = true;
+    const transaction = database.transaction("manifests", "readwrite");
+    const ended = new Promise((resolve) => {
+      transaction.oncomplete = resolve;
+    });
+    const goOn = () => {
+      if (isHeld) transaction.objectStore("manifests").get("nothing").onsuccess = goOn;
+    };
+    goOn();
+    const impatient = new IdbPromptStore(200);
+    const listing = impatient.list();
+    try {
+      await listing;
+      assert.fail("it was read while another transaction wrote");
+    } catch (error) {
+      assert.instanceOf(error, InlayError, String(error));
+      assert.equal((error as InlayError).code, "storage-failed");
+      assert.match((error as InlayError).message, /IndexedDB has not answered for 0\.2 s/);
+    }
+    isHeld = false;
+    await ended;
+    database.close();
+    assert.deepEqual(await ids(impatient), ["kept"]);
+  });
+
+  it("once closed, has written what had begun and begins nothing more", async () => {
+    const entry = await put(store, "touched");
+    const closing = new IdbPromptStore();
+    const writer = await closing.startWriting();
+    const written = writer.write(new Uint8Array(5 << 20)); // more than what one transaction waits for
+    await closing.close();
+    await written;
+    assert.equal(await codeOf(closing.touch(entry)), "disposed");
+    assert.equal(await codeOf(writer.commit(entry)), "disposed");
+    assert.equal(await codeOf(writer.close()), "disposed");
+    assert.deepEqual(await ids(new IdbPromptStore()), ["touched"]);
+    // Its lock is given up a moment later; then the next store to be used removes what it left.
+    const deadline = Date.now() + 10_000;
+    let left: unknown[];
+    do {
+      await new IdbPromptStore().get("any");
+      left = await store.read({ ...entry, pages: writer.pages }, 0, 1);
+    } while (left[0] !== undefined && Date.now() < deadline);
+    assert.deepEqual(left, [undefined]);
+  });
 });

@@ -39,7 +39,7 @@ describe("docs/api.md names", () => {
     assertDocumented(namesIn("src/errors.ts", "export type ErrorCode", ";\n", /\| "([\w-]+)"/g)));
 
   test("every public name", () => {
-    const index = read("src/index.ts");
+    const index = read("src/index.ts") + read("src/public-names.ts");
     const names = [...index.matchAll(/export (?:type )?\{([^}]*)\}/g)].flatMap(([, list]) =>
       list!.split(",").map((name) => name.replace(/\btype\b/, "").trim()),
     );

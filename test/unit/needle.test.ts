@@ -144,11 +144,40 @@ describe("inlay eval --needle", () => {
     assert.equal(drawn.match(/<rect x=/g)?.length, 4);
   });
 
+  test("pins each document and asks its question of that", () => {
+    const args = ["--needle", "--tasks", "single", "--lengths", "256", "--depths", "0,100", "--count", "1"];
+    const answers = (...more: string[]): NeedleReport["answers"] => {
+      const { status, stdout, stderr } = run(...args, "--kv", "f32", ...more, "--json");
+      assert.equal(status, 0, stderr);
+      return JSON.parse(stdout).answers;
+    };
+    const whole = answers();
+    const pinned = answers("--pinned", "--bits", "16");
+    assert.deepEqual(
+      pinned.map(({ expected }) => expected),
+      whole.map(({ expected }) => expected),
+    );
+    // The document is the system message then: a few tokens more.
+    for (const [i, { promptTokens }] of pinned.entries()) {
+      assert.ok(
+        promptTokens > whole[i]!.promptTokens,
+        `${promptTokens} pinned, ${whole[i]!.promptTokens} whole`,
+      );
+      assert.ok(promptTokens < whole[i]!.promptTokens + 32, `${promptTokens}, ${whole[i]!.promptTokens}`);
+    }
+    assert.deepEqual(
+      answers("--pinned").map(({ promptTokens }) => promptTokens),
+      pinned.map(({ promptTokens }) => promptTokens),
+    );
+  });
+
   const mistakes: [string, string[], number, RegExp][] = [
     ["no kind of evaluation", [], 2, /--needle or --perplexity FILE is missing/],
     ["an unknown task", ["--needle", "--tasks", "single,sing"], 2, /--tasks has sing; there are single/],
     ["a length over the context", ["--needle", "--lengths", "4096"], 1, /length is 4096.*from 256 to/],
     ["a depth over 100 %", ["--needle", "--depths", "101"], 1, /depth is 1.01/],
+    ["bits of what is not pinned", ["--needle", "--bits", "4"], 2, /--bits goes with --pinned/],
+    ["bits that there are not", ["--needle", "--pinned", "--bits", "3"], 1, /bits is 3/],
     ["no case at all", ["--needle", "--count", "0"], 1, /count is 0/],
   ];
   for (const [name, args, status, message] of mistakes)
