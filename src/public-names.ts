@@ -3,6 +3,8 @@
 export { type Availability, availability } from "./api/availability.ts";
 export type { ChatCompletions, Model, PromptProgress, RequestOptions } from "./api/model.ts";
 export {
+  type ExportPinnedOptions,
+  type ImportPinnedOptions,
   type OpenPinnedOptions,
   type PinBits,
   PinnedPrompt,

@@ -4,8 +4,9 @@ import { resolveMessages } from "../chat/messages.ts";
 import type { ChatMessage } from "../chat/types.ts";
 import { InlayError, internalError } from "../errors.ts";
 import { checkBoolean, checkKnownNames, checkObject, checkString, invalidOption } from "../option-checks.ts";
+import type { PinBits } from "../prompts/coding.ts";
 import type { PinnedContent } from "../prompts/content.ts";
-import type { PinBits, PinEvent } from "../prompts/pinned-prompts.ts";
+import type { PinEvent } from "../prompts/pin-events.ts";
 import type { EngineClient } from "../rpc/client.ts";
 import type { PinnedInfo } from "../storage/prompt-store.ts";
 
@@ -31,7 +32,7 @@ export interface OpenPinnedOptions {
 export interface PinOptions extends OpenPinnedOptions {
   /** The name to find it again by; 1 to 256 characters. */
   id: string;
-  /** true: the text as it is, for `complete`. @default false for models with a chat template, else true */
+  /** true: the text as it is, for `complete`. @default as `on`; else false for models with a chat template, true for others */
   raw?: boolean | undefined;
   /**
    * Bits of a stored key or value. 2 takes a seventh of the bytes of f16 and costs some accuracy, 4 a quarter and next to
@@ -39,8 +40,30 @@ export interface PinOptions extends OpenPinnedOptions {
    * @default 4, or what kvCache.format quantizes to
    */
   bits?: PinBits | undefined;
+  /**
+   * An open prompt that this one goes on: only what follows it is read. The result has both, and is stored by itself.
+   * @default none
+   */
+  on?: PinnedPrompt | undefined;
+  /**
+   * Stores text, tokens, keys and values encrypted (AES-GCM), with a key of this origin that no script can read. Still to be
+   * seen are the id, the model's name, sizes and times: what `list` tells.
+   * @default false
+   */
+  encrypt?: boolean | undefined;
 }
 
+export interface ExportPinnedOptions {
+  /** true: an encrypted prompt may be exported. The file is not encrypted. @default false */
+  decrypt?: boolean | undefined;
+}
+
+export interface ImportPinnedOptions extends OpenPinnedOptions {
+  /** Stores it encrypted, as `PinOptions.encrypt`. @default false */
+  encrypt?: boolean | undefined;
+}
+
+const PIN_OPTIONS = ["id", "raw", "bits", "on", "encrypt", "onProgress", "signal"];
 const PIN_BITS = [2, 4, 8, 16] as const;
 
 /** Share of the whole that is done when a phase begins. Prefilling, or fetching, is nearly all of the work. */
@@ -109,20 +132,23 @@ export class PinnedPrompts {
     return this.#client.call((engine) => engine.deletePinned(id));
   }
 
-  /** A stored prompt as an `.inlaykv` file. */
-  async export(id: string): Promise<Blob> {
+  /** A stored prompt as an `.inlaykv` file. Rejects with `invalid-option` for an encrypted one unless `decrypt` is set. */
+  async export(id: string, options: ExportPinnedOptions = {}): Promise<Blob> {
     checkString("id", id);
-    return this.#client.call((engine) => engine.exportPinned(id));
+    checkKnownNames("", checkObject("options", options), ["decrypt"]);
+    const decrypt = checkBoolean("decrypt", options.decrypt ?? false);
+    return this.#client.call((engine) => engine.exportPinned(id, decrypt));
   }
 
   /**
    * Stores an `.inlaykv` file of this model, or the one behind a URL, under the id in it, and opens it. Replaces another
    * prompt of that id. Rejects with `source-failed` for a URL that cannot be fetched.
    */
-  async import(source: Blob | URL | string, options: OpenPinnedOptions = {}): Promise<PinnedPrompt> {
+  async import(source: Blob | URL | string, options: ImportPinnedOptions = {}): Promise<PinnedPrompt> {
     const file = source instanceof Blob ? source : absoluteUrl(source);
+    const encrypt = checkBoolean("encrypt", options.encrypt ?? false);
     return openPinned(this.#client, options, (signal) =>
-      this.#client.pinEvents((engine, port) => engine.importPinned(file, port), signal),
+      this.#client.pinEvents((engine, port) => engine.importPinned(file, encrypt, port), signal),
     );
   }
 }
@@ -144,15 +170,19 @@ export async function pin(
   input: string | readonly ChatMessage[],
   options: PinOptions,
 ): Promise<PinnedPrompt> {
-  checkKnownNames("", checkObject("options", options), ["id", "raw", "bits", "onProgress", "signal"]);
+  checkKnownNames("", checkObject("options", options), PIN_OPTIONS);
   const id = checkString("id", options.id);
   if (id.length < 1 || id.length > 256) throw invalidOption("id", id, "a name of 1 to 256 characters");
+  const { on } = options;
+  if (on !== undefined && !(on instanceof PinnedPrompt))
+    throw invalidOption("on", on, "an open pinned prompt, as model.pin and model.pinned.open give it");
   const raw = options.raw === undefined ? undefined : checkBoolean("raw", options.raw);
   const bits = options.bits === undefined ? undefined : checkBits(options.bits);
-  const content = contentOf(input, raw, hasChatTemplate);
+  const encrypt = checkBoolean("encrypt", options.encrypt ?? false);
+  const content = contentOf(input, raw, on?.info.raw ?? !hasChatTemplate);
   requestPersistence();
   return openPinned(client, options, (signal) =>
-    client.pinEvents((engine, port) => engine.pin({ id, content, bits }, port), signal),
+    client.pinEvents((engine, port) => engine.pin({ id, content, bits, encrypt, on: on?.key }, port), signal),
   );
 }
 
@@ -161,17 +191,17 @@ function checkBits(bits: unknown): PinBits {
   throw invalidOption("bits", bits, "2, 4, 8 or 16");
 }
 
-/** Text is a system message where there are chats, and raw text where there are none or that is asked for. */
+/** Text is raw text if that is asked for or the default, else a system message. */
 function contentOf(
   input: string | readonly ChatMessage[],
   raw: boolean | undefined,
-  hasChatTemplate: boolean,
+  isRawByDefault: boolean,
 ): PinnedContent {
   if (typeof input !== "string") {
     if (raw === true) throw invalidOption("raw", raw, "false, or absent, for messages");
     return { kind: "chat", messages: resolveMessages(input) };
   }
-  if (raw ?? !hasChatTemplate) return { kind: "text", text: input };
+  if (raw ?? isRawByDefault) return { kind: "text", text: input };
   return { kind: "chat", messages: resolveMessages([{ role: "system", content: input }]) };
 }
 

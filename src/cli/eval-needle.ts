@@ -4,7 +4,7 @@ import { writeFile } from "node:fs/promises";
 import { heatMap } from "../eval/heat-map.ts";
 import { evaluateNeedles, type NeedleReport } from "../eval/needle.ts";
 import { NEEDLE_TASKS, type NeedleTask } from "../eval/needle-cases.ts";
-import type { PinBits } from "../prompts/pinned-prompts.ts";
+import type { PinBits } from "../prompts/coding.ts";
 import { integerList, readArguments, UsageError } from "./arguments.ts";
 import { loadArgument, MODEL_OPTIONS } from "./model-argument.ts";
 import { ProgressBar } from "./progress-bar.ts";

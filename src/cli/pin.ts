@@ -2,14 +2,17 @@
 
 import { readFileSync, writeFileSync } from "node:fs";
 import { basename } from "node:path";
+import type { Model } from "../api/model.ts";
+import type { PinnedPrompt, PinProgress } from "../api/pinned.ts";
 import { InlayError } from "../errors.ts";
-import type { PinBits } from "../prompts/pinned-prompts.ts";
+import type { PinBits } from "../prompts/coding.ts";
 import { readArguments, UsageError } from "./arguments.ts";
 import { loadArgument, MODEL_OPTIONS } from "./model-argument.ts";
 import { ProgressBar } from "./progress-bar.ts";
 
 export const PIN_USAGE =
   "inlay pin MODEL --file DOC --out FILE.inlaykv [--id NAME] [--raw] [--bits 2|4|8|16]\n" +
+  "          [--on FIRST.inlaykv]\n" +
   "          [--device wasm|hybrid|webgpu|auto] [--threads N] [--context N]\n" +
   "          [--attention POLICY] [--budget B] [--kv FORMAT] [--json]";
 
@@ -20,6 +23,7 @@ const OPTIONS = {
   id: "string",
   raw: "boolean",
   bits: "integer",
+  on: "string",
   json: "boolean",
 } as const;
 
@@ -32,11 +36,13 @@ export async function pin(args: readonly string[], signal: AbortSignal): Promise
   await using model = await loadArgument(positionals[0]!, options, signal);
   const id = options.id ?? basename(file);
   const start = performance.now();
+  const on = await openPinned(model, options.on, signal);
   const bar = new ProgressBar();
   const prompt = await model
     .pin(text, {
       id,
       raw: options.raw,
+      on,
       bits: options.bits as PinBits | undefined, // checked by pin
       signal,
       onProgress: ({ phase, progress }) => bar.update(phase, progress),
@@ -53,9 +59,17 @@ export async function pin(args: readonly string[], signal: AbortSignal): Promise
   );
 }
 
-/** An `.inlaykv` file by its path. Throws `source-failed`. */
-export function readPromptFile(path: string): Blob {
-  return new Blob([withFile("read", path, () => readFileSync(path))]);
+/** Opens the `.inlaykv` file of that path, if there is one. Rejects with `source-failed`, and as `import` does. */
+export async function openPinned(
+  model: Model,
+  path: string | undefined,
+  signal: AbortSignal,
+): Promise<PinnedPrompt | undefined> {
+  if (path === undefined) return undefined;
+  const file = new Blob([withFile("read", path, () => readFileSync(path))]);
+  const bar = new ProgressBar();
+  const onProgress = ({ phase, progress }: PinProgress) => bar.update(phase, progress);
+  return model.pinned.import(file, { signal, onProgress }).finally(() => bar.clear());
 }
 
 function withFile<T>(what: "read" | "write", path: string, f: () => T): T {

@@ -1,7 +1,6 @@
 /** `inlay run`: one answer, as text or as one JSON object. */
 
 import type { Model } from "../api/model.ts";
-import type { PinnedPrompt, PinProgress } from "../api/pinned.ts";
 import { resolveChatRequest, resolveCompletionRequest } from "../chat/request.ts";
 import { completionUsage } from "../chat/response.ts";
 import type { SamplingFields } from "../chat/types.ts";
@@ -9,7 +8,7 @@ import type { GenerateEvent } from "../generate/events.ts";
 import type { GenerateRequest } from "../generate/request.ts";
 import { readArguments, UsageError } from "./arguments.ts";
 import { loadArgument, MODEL_OPTIONS } from "./model-argument.ts";
-import { readPromptFile } from "./pin.ts";
+import { openPinned } from "./pin.ts";
 import { ProgressBar } from "./progress-bar.ts";
 
 export const RUN_USAGE =
@@ -102,17 +101,6 @@ export async function run(args: readonly string[], signal: AbortSignal): Promise
     device: model.config.device,
   };
   process.stdout.write(`${JSON.stringify(printed)}\n`);
-}
-
-async function openPinned(
-  model: Model,
-  path: string | undefined,
-  signal: AbortSignal,
-): Promise<PinnedPrompt | undefined> {
-  if (path === undefined) return undefined;
-  const bar = new ProgressBar();
-  const onProgress = ({ phase, progress }: PinProgress) => bar.update(phase, progress);
-  return model.pinned.import(readPromptFile(path), { signal, onProgress }).finally(() => bar.clear());
 }
 
 function chatMessages(prompt: string, system: string | undefined) {

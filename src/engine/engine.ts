@@ -30,7 +30,8 @@ import { type TensorInventory, takeInventory } from "../model/tensor-names.ts";
 import { loadWeights } from "../model/weights.ts";
 import { type EngineOptions, type LoadProgress, resolveContextLength } from "../options.ts";
 import type { ModelIdentity, PromptShape } from "../prompts/manifest.ts";
-import { PinnedPrompts, type Turn } from "../prompts/pinned-prompts.ts";
+import type { Turn } from "../prompts/pin-host.ts";
+import { PinnedPrompts } from "../prompts/pinned-prompts.ts";
 import type { MemoryReport, ModelInfo } from "../rpc/engine-api.ts";
 import { insecurePage } from "../storage/digest.ts";
 import type { PromptStore } from "../storage/prompt-store.ts";
@@ -41,7 +42,7 @@ import { type DevicePair, openDevice } from "./device-pair.ts";
 import { ProgressReporter } from "./progress.ts";
 import { PromptEncoder } from "./prompts.ts";
 import { type ReloadWeights, weightReloader } from "./reload.ts";
-import { SequenceStore } from "./sequences.ts";
+import { type Sequence, SequenceStore } from "./sequences.ts";
 import { TaskQueue } from "./task-queue.ts";
 import { Checkpoint } from "./yielding.ts";
 
@@ -168,8 +169,10 @@ export class Engine {
     const promptIds = this.promptIds(request.prompt);
     const turn = await this.#enter(signal);
     try {
+      const pinned = await this.#revive(request.prompt, turn);
       const job = {
         promptIds,
+        pinned,
         sampling: request.sampling,
         stop: request.stop,
         maxTokens: request.maxTokens,
@@ -177,7 +180,6 @@ export class Engine {
         ignoreEnd: request.ignoreEnd ?? false,
         startedAt,
       };
-      await this.#revive(request.prompt, turn);
       yield* generate(turn.context, job, turn.checkpoint);
     } finally {
       turn.leave();
@@ -189,8 +191,8 @@ export class Engine {
     const promptIds = this.promptIds(prompt);
     const turn = await this.#enter(signal);
     try {
-      await this.#revive(prompt, turn);
-      yield* prefillOnly(turn.context, promptIds, turn.checkpoint);
+      const pinned = await this.#revive(prompt, turn);
+      yield* prefillOnly(turn.context, promptIds, pinned, turn.checkpoint);
     } finally {
       turn.leave();
     }
@@ -264,8 +266,9 @@ export class Engine {
     return { context: this.#context(ended), checkpoint: new Checkpoint(ended), signal: ended, leave };
   }
 
-  async #revive({ pinned }: Prompt, turn: Turn): Promise<void> {
-    if (pinned !== undefined) await this.pinned.revive(pinned, turn);
+  /** The pinned prompt that a request goes on. */
+  async #revive({ pinned }: Prompt, turn: Turn): Promise<Sequence | undefined> {
+    return pinned === undefined ? undefined : this.pinned.revive(pinned, turn);
   }
 
   #context(ended: AbortSignal): GenerateContext {

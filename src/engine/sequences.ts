@@ -19,7 +19,11 @@ export class Sequence {
   readonly ids: number[] = [];
   #cache: PagedCache;
 
-  constructor(cache: PagedCache) {
+  /** `pinned`: the pinned prompt whose pages it begins with. */
+  constructor(
+    cache: PagedCache,
+    readonly pinned?: Sequence,
+  ) {
     this.#cache = cache;
   }
 
@@ -54,12 +58,14 @@ export class SequenceStore {
 
   /**
    * A sequence that holds a prefix of `ids`, the longest at hand and shorter than `ids` (the last token must be
-   * run to get its logits). The caller owns it until `release` or `discard`.
+   * run to get its logits). With `pinned`, a shared one that `ids` begin with, no other's pages are taken: they may have
+   * other bits. The caller owns it until `release` or `discard`.
    */
-  borrow(ids: Uint32Array): Sequence {
+  borrow(ids: Uint32Array, pinned?: Sequence): Sequence {
     let best: Sequence | undefined;
     let common = 0;
     for (const sequence of [...this.#idle, ...this.#shared]) {
+      if (pinned && sequence !== pinned && sequence.pinned !== pinned) continue;
       const shared = Math.min(commonPrefix(sequence.ids, ids), ids.length - 1);
       const n = sequence.cache.restorable(shared);
       if (n > common) [best, common] = [sequence, n];
@@ -69,7 +75,7 @@ export class SequenceStore {
       this.#idle.splice(this.#idle.indexOf(best), 1);
       return best;
     }
-    const fork = new Sequence(best.cache.fork());
+    const fork = new Sequence(best.cache.fork(), this.#shared.has(best) ? best : best.pinned);
     fork.cache.truncate(common);
     fork.extend(best.ids.slice(0, fork.cache.nTokens));
     return fork;

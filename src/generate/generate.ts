@@ -37,6 +37,8 @@ export interface GenerateContext {
 /** One answer to generate, with the prompt already in tokens. */
 export interface GenerateJob {
   readonly promptIds: Uint32Array;
+  /** The pinned prompt that it begins with. */
+  readonly pinned: Sequence | undefined;
   readonly sampling: SamplingParams;
   readonly stop: readonly string[];
   readonly maxTokens: number | undefined;
@@ -55,9 +57,9 @@ export async function* generate(
   job: GenerateJob,
   checkpoint: Checkpoint,
 ): AsyncGenerator<GenerateEvent, void> {
-  const { promptIds } = job;
+  const { promptIds, pinned } = job;
   checkFits(promptIds.length, context.contextLength);
-  const sequence = context.sequences.borrow(promptIds);
+  const sequence = context.sequences.borrow(promptIds, pinned);
   try {
     yield* answer(context, job, sequence, checkpoint);
   } finally {
@@ -65,14 +67,15 @@ export async function* generate(
   }
 }
 
-/** Runs a prompt into the cache and leaves it there. Yields its progress. Throws as `generate` does. */
+/** Runs a prompt, which may begin with a pinned one, into the cache and leaves it there. Yields its progress. Throws as `generate` does. */
 export async function* prefillOnly(
   context: GenerateContext,
   promptIds: Uint32Array,
+  pinned: Sequence | undefined,
   checkpoint: Checkpoint,
 ): AsyncGenerator<GenerateEvent, void> {
   checkFits(promptIds.length, context.contextLength);
-  const sequence = context.sequences.borrow(promptIds);
+  const sequence = context.sequences.borrow(promptIds, pinned);
   try {
     yield* prefill(context, sequence, promptIds, context.plan.prefill, checkpoint);
   } finally {

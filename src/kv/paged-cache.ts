@@ -234,9 +234,13 @@ export class PagedCache {
     return this.pool.store.read(layer, this.#slots.slice(from, to));
   }
 
-  /** Fills one layer of reserved pages [from, to) with what `readPages` returned; `commit` declares them. */
+  /**
+   * Fills one layer of reserved pages [from, to) with what `readPages` returned; `commit` declares them. Of hot pages that
+   * are shared this cache gets its own first; shared cold ones must be given what they have.
+   */
   async writePages(layer: number, from: number, to: number, pages: Bytes): Promise<void> {
     this.#assertLive();
+    for (let page = from; page < Math.min(to, this.#slots.length); page++) this.#own(page);
     const slots = this.#slots.slice(from, to);
     if (slots.length !== to - from || this.pool.store.layerBytes(slots) !== pages.byteLength)
       throw internalError(`${pages.byteLength} bytes do not fit pages ${from} to ${to}`, { layer });
@@ -274,13 +278,21 @@ export class PagedCache {
     const last = this.#slots[keep - 1];
     if (filled > 0 && last !== undefined && this.pool.store.cold?.formatOf(last)) {
       this.#slots[keep - 1] = this.pool.thaw(last);
-    } else if (filled > 0 && last !== undefined && this.pool.isShared(last)) {
-      const copy = this.pool.allocate();
-      this.pool.store.copy(last, copy, filled);
-      this.#slots[keep - 1] = copy;
-      this.pool.release(last);
+    } else if (filled > 0) {
+      this.#own(keep - 1, filled);
     }
     while (this.#slots.length < pageCount(this.#nTokens + n)) this.#slots.push(this.pool.allocate());
+  }
+
+  /** Puts a copy of its first `nTokens` tokens in the place of a hot page that other caches use too. */
+  #own(page: number, nTokens = PAGE_TOKENS): void {
+    const slot = this.#slots[page]!;
+    const { store } = this.pool;
+    if (!this.pool.isShared(slot) || store.cold?.formatOf(slot)) return;
+    const copy = this.pool.allocate();
+    store.copy(slot, copy, nTokens);
+    this.#slots[page] = copy;
+    this.pool.release(slot);
   }
 
   /** Declares `n` reserved tokens written in every layer. Pages that leave the window are quantized, if the store can. */

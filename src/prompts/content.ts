@@ -16,6 +16,21 @@ export function pinnedPrompt(content: PinnedContent): Prompt {
   return { kind: "chat", messages: content.messages, options: { addGenerationPrompt: false } };
 }
 
+/** `content` after that of the pinned prompt `id`. Throws `invalid-option` for text after messages or the reverse. */
+export function joinContent(id: string, base: PinnedContent, content: PinnedContent): PinnedContent {
+  if (base.kind === "text" && content.kind === "text")
+    return { kind: "text", text: base.text + content.text };
+  if (base.kind === "chat" && content.kind === "chat")
+    return { kind: "chat", messages: [...base.messages, ...content.messages] };
+  throw new InlayError(
+    "invalid-option",
+    base.kind === "text"
+      ? `the prompt ${JSON.stringify(id)} was pinned as raw text; pin raw text on it, or messages by themselves`
+      : `the prompt ${JSON.stringify(id)} was pinned as messages; pin messages on it, or raw text by itself`,
+    { option: "on", id },
+  );
+}
+
 /** The whole prompt of a request after `content`. Throws `invalid-option` for text after messages or the reverse. */
 export function continuePinned(id: string, content: PinnedContent, ids: Uint32Array, prompt: Prompt): Prompt {
   if (prompt.kind === "ids") {

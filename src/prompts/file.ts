@@ -34,8 +34,12 @@ export async function writeHead(manifest: PromptManifest): Promise<{ head: Bytes
 /** The manifest in a head. Rejects with `cache-mismatch` for another version, `storage-failed` for damage. */
 export async function readHead(head: Bytes, digest: string): Promise<PromptManifest> {
   manifestBytes(head.subarray(0, PREFIX_BYTES));
-  if ((await sha256(head)) !== digest) throw damaged("the manifest of the pinned prompt is damaged");
+  if ((await sha256(head)) !== digest) throw manifestDamaged();
   return parseManifest(new TextDecoder().decode(head.subarray(PREFIX_BYTES)));
+}
+
+export function manifestDamaged(): InlayError {
+  return damaged("the manifest of the pinned prompt is damaged");
 }
 
 /** The file: a head, the records that it names, and the trailer. */

@@ -27,7 +27,11 @@ export class PageTransfer {
   async take(record: KvRecord): Promise<Bytes> {
     const live = await this.cache.readPages(record.layer, record.from, record.to);
     const bytes = this.#convert(record, live, "toStored");
-    if (bytes !== live) await this.give(record, bytes);
+    if (bytes === live) return bytes;
+    const { layer, from, to } = record;
+    const restored = this.#convert(record, bytes, "toLive");
+    // Pages of a prompt that this one was pinned on are mostly so already, and stay shared with it.
+    if (!isSame(restored, live)) await this.cache.writePages(layer, from, to, restored);
     return bytes;
   }
 
@@ -59,6 +63,10 @@ export class PageTransfer {
     }
     return result;
   }
+}
+
+function isSame(a: Bytes, b: Bytes): boolean {
+  return a.byteLength === b.byteLength && a.every((byte, i) => byte === b[i]);
 }
 
 function concat(parts: readonly Bytes[]): Bytes {

@@ -5,57 +5,42 @@
  * common prefix, forks them, and computes only what follows.
  */
 
-import type { PageConverter } from "../backend/wasm/page-converter.ts";
-import { Sequence, withRoom } from "../engine/sequences.ts";
-import type { Checkpoint } from "../engine/yielding.ts";
+import { Sequence } from "../engine/sequences.ts";
 import { InlayError } from "../errors.ts";
 import { checkFits, type GenerateContext, prefillInto } from "../generate/generate.ts";
 import type { Prompt } from "../generate/request.ts";
 import { httpSource } from "../gguf/http-source.ts";
-import { CODE_BITS } from "../kv/quantize.ts";
-import type { RopeSpec } from "../model/rope.ts";
 import type { AttentionPlan } from "../model/select-pages.ts";
 import { sha256 } from "../storage/digest.ts";
-import type { Bytes, PinnedInfo, PromptEntry, PromptStore, PromptWriter } from "../storage/prompt-store.ts";
+import type { Bytes, PinnedInfo, PromptEntry, PromptStore } from "../storage/prompt-store.ts";
+import { chooseCoding, type PinBits } from "./coding.ts";
 import {
   assertContinues,
   continuePinned,
-  decodeContent,
   encodeContent,
+  joinContent,
   type PinnedContent,
   pinnedPrompt,
 } from "./content.ts";
-import { openPromptFile, promptFile, readHead, writeHead } from "./file.ts";
+import { openPromptFile, promptFile } from "./file.ts";
 import {
-  damaged,
   describeModel,
-  FIRST_KV_RECORD,
   kvBytes,
-  kvRecords,
   type ModelIdentity,
   type PageCoding,
   type PromptManifest,
-  type PromptShape,
-  type RecordInfo,
 } from "./manifest.ts";
-import { PageFeatures } from "./page-features.ts";
-import { PageTransfer } from "./page-transfer.ts";
-
-/** What is told while a prompt is pinned, opened or imported: progress, then the open prompt, once. */
-export type PinEvent =
-  | {
-      readonly kind: "progress";
-      /** "prefill" counts tokens, the others count bytes. */
-      readonly phase: "prefill" | "download" | "store" | "restore";
-      readonly loaded: number;
-      readonly total: number;
-    }
-  | { readonly kind: "pinned"; readonly key: string; readonly info: PinnedInfo };
-
-type PinProgress = Extract<PinEvent, { kind: "progress" }>;
-
-/** Bits per element of a stored key or value; 16: not quantized, stored as the cache has them. */
-export type PinBits = 2 | 4 | 8 | 16;
+import { type PinEvent, type PinProgress, progress } from "./pin-events.ts";
+import type { PinHost, Turn } from "./pin-host.ts";
+import {
+  assertRecord,
+  type Restored,
+  readManifest,
+  readRecords,
+  restore,
+  type StoredPrompt,
+} from "./restore.ts";
+import { prefilledRecords, writePrompt } from "./write.ts";
 
 /** What is to be pinned. */
 export interface PinRequest {
@@ -63,51 +48,16 @@ export interface PinRequest {
   readonly content: PinnedContent;
   /** undefined: as the cache quantizes its pages, or DEFAULT_BITS where it does not. */
   readonly bits: PinBits | undefined;
+  /** Stored encrypted. */
+  readonly encrypt: boolean;
+  /** Key of an open prompt that `content` comes after. */
+  readonly on?: string | undefined;
 }
 
-const DEFAULT_BITS = 4;
-
-/** Read from the store at a time, about. */
-const READ_BYTES = 4 << 20;
-
-/** One's turn in the engine's queue. */
-export interface Turn {
-  readonly context: GenerateContext;
-  readonly checkpoint: Checkpoint;
-  readonly signal: AbortSignal;
-  leave(): void;
-}
-
-/** What pinned prompts need of the engine. */
-export interface PinHost {
-  openStore(): PromptStore;
-  /** Rejects with `unsupported-environment` where models have no fingerprint. */
-  identify(): ModelIdentity;
-  /** How caches keep their pages: `cold` is what they quantize them to by themselves. */
-  readonly shape: PromptShape;
-  /** How prompts are attended to. */
-  readonly plan: AttentionPlan;
-  readonly rope: RopeSpec;
-  readonly pages: PageConverter;
-  readonly contextLength: number;
-  encode(prompt: Prompt): Uint32Array;
-  decode(ids: Uint32Array): string;
-  enter(signal: AbortSignal | undefined): Promise<Turn>;
-}
-
-interface OpenPrompt {
-  readonly entry: PromptEntry;
-  readonly manifest: PromptManifest;
-  readonly content: PinnedContent;
-  readonly ids: Uint32Array;
+interface OpenPrompt extends StoredPrompt, Restored {
   /** Dropped by the store when its GPU was lost; then it is restored again. */
   sequence: Sequence;
-  /** Lets others remove the stored bytes. */
-  release(): void;
 }
-
-/** A prompt read into a cache and held in the store, not yet open. */
-type Restored = Pick<OpenPrompt, "content" | "ids" | "sequence" | "release">;
 
 export class PinnedPrompts {
   readonly #open = new Map<string, OpenPrompt>();
@@ -116,11 +66,24 @@ export class PinnedPrompts {
 
   constructor(private readonly host: PinHost) {}
 
-  /** Prefills and stores a prompt, or opens it if just this one is stored under the id. Replaces another one. */
-  async *pin({ id, content, bits }: PinRequest, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
+  /**
+   * Prefills and stores a prompt, or opens it if just this one is stored under the id. Replaces another one. Of one that is
+   * pinned on an open prompt only what follows that is prefilled; it is stored whole.
+   */
+  async *pin(request: PinRequest, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
+    const { id, encrypt } = request;
+    const base = request.on === undefined ? undefined : this.#get(request.on);
+    const content = base ? joinContent(base.manifest.id, base.content, request.content) : request.content;
     const ids = this.host.encode(pinnedPrompt(content));
+    if (base) assertContinues(base.manifest.id, base.ids, ids, (part) => this.host.decode(part));
     checkFits(ids.length, this.host.contextLength);
-    const draft = this.#draft(id, content, ids, this.#coding(bits));
+    const draft = this.#draft(
+      id,
+      content,
+      ids,
+      chooseCoding(this.host.shape, request.bits, base?.manifest),
+      base?.manifest,
+    );
     const contentBytes = encodeContent(content);
     const idBytes = bytesOf(ids);
     const unlock = await this.#stored.lock(this.#key(id), outer);
@@ -128,24 +91,26 @@ export class PinnedPrompts {
     try {
       const stored = await this.#stored.get(this.#key(id));
       const known = [await sha256(contentBytes), await sha256(idBytes)];
-      if (stored && (await this.#isSame(stored, draft, known))) {
+      if (stored?.info.encrypted === encrypt && (await this.#isSame(stored, draft, known))) {
         turn = await this.host.enter(outer);
-        const restored = yield* this.#tryRestore(stored, turn);
-        if (restored) return yield* this.#deliver(await this.#keep(stored, restored, turn), turn);
+        const open = yield* this.#tryRestore(stored, turn);
+        if (open) return yield* this.#deliver(await this.#keep(open, turn), turn);
       }
       await this.#stored.makeRoom(kvBytes(draft.shape, draft.nTokens));
       turn ??= await this.host.enter(outer);
-      const sequence = new Sequence(turn.context.sequences.createCache());
+      const sequence = await this.#begin(request.on, turn);
       let key: string | undefined;
       try {
         const start = performance.now();
         for await (const event of prefillInto(turn.context, sequence, ids, turn.checkpoint))
           if (event.kind === "prefill") yield progress("prefill", event.loaded, event.total);
-        const prefilled = { ...draft, prefillSeconds: (performance.now() - start) / 1000 };
-        const records = this.#records(contentBytes, idBytes, prefilled, sequence);
-        const entry = yield* this.#write(prefilled, records, turn);
+        const prefillSeconds = draft.prefillSeconds + (performance.now() - start) / 1000;
+        const prefilled = { ...draft, prefillSeconds };
+        const records = prefilledRecords(contentBytes, idBytes, prefilled, sequence, this.host);
+        const entry = yield* writePrompt(this.#stored, this.#key(id), prefilled, records, encrypt, turn);
+        const prompt = await readManifest(this.#stored, entry);
         const release = await this.#stored.hold(entry);
-        key = await this.#keep(entry, { content, ids, sequence, release }, turn);
+        key = await this.#keep({ ...prompt, content, ids, sequence, release }, turn);
       } finally {
         if (key === undefined) sequence.cache.dispose();
       }
@@ -163,10 +128,10 @@ export class PinnedPrompts {
   }
 
   /**
-   * Stores and opens what `export` gave, here or elsewhere; a text is the address of such a file. Rejects as `open` does,
-   * and with `storage-quota` and `source-failed`.
+   * Stores, encrypted if `encrypt`, and opens what `export` gave, here or elsewhere; a text is the address of such a
+   * file. Rejects as `open` does, and with `storage-quota` and `source-failed`.
    */
-  async *import(source: Blob | string, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
+  async *import(source: Blob | string, encrypt: boolean, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
     const blob = typeof source === "string" ? yield* download(source, outer) : source;
     const file = await openPromptFile(blob);
     const { manifest } = file;
@@ -175,7 +140,7 @@ export class PinnedPrompts {
     const unlock = await this.#stored.lock(key, outer);
     try {
       let entry = await this.#stored.get(key);
-      if (entry?.sha256 !== file.sha256) {
+      if (entry?.info.encrypted !== encrypt || (await this.#tryReadManifest(entry))?.sha256 !== file.sha256) {
         await this.#stored.makeRoom(blob.size);
         const records = async function* () {
           for (let i = 0; i < manifest.records.length; i++) {
@@ -185,7 +150,7 @@ export class PinnedPrompts {
             yield bytes;
           }
         };
-        entry = yield* this.#write(manifest, records(), { signal: outer });
+        entry = yield* writePrompt(this.#stored, key, manifest, records(), encrypt, { signal: outer });
       }
       yield* this.#openEntry(entry, outer);
     } finally {
@@ -215,17 +180,24 @@ export class PinnedPrompts {
     return true;
   }
 
-  /** A stored prompt as an `.inlaykv` file, every byte checked. */
-  async export(id: string): Promise<Blob> {
+  /** A stored prompt as an `.inlaykv` file, every byte checked. Rejects with `invalid-option` for an encrypted one unless `decrypt`. */
+  async export(id: string, decrypt: boolean): Promise<Blob> {
     const entry = await this.#find(id);
+    if (entry.info.encrypted && !decrypt)
+      throw new InlayError(
+        "invalid-option",
+        `the prompt ${JSON.stringify(id)} is stored encrypted, and an .inlaykv file is not: whoever has the file can read ` +
+          "the prompt; pass decrypt: true if that is meant",
+        { option: "decrypt", id },
+      );
     const release = await this.#stored.hold(entry);
     try {
-      const manifest = await readHead(entry.head, entry.sha256);
+      const prompt = await readManifest(this.#stored, entry);
       const records: Blob[] = [];
       // Blobs one by one: a browser may keep them on disk.
-      for await (const record of this.#readRecords(entry, manifest, manifest.records.length))
+      for await (const record of readRecords(prompt, prompt.manifest.records.length))
         records.push(new Blob([record]));
-      return promptFile(entry.head, records, entry.sha256);
+      return promptFile(prompt.head, records, prompt.sha256);
     } finally {
       release();
     }
@@ -248,17 +220,18 @@ export class PinnedPrompts {
     return whole;
   }
 
-  /** Restores an open prompt whose pages went with a lost GPU. */
-  async revive(key: string, turn: Turn): Promise<void> {
+  /** The sequence of an open prompt, restored if its pages went with a lost GPU. */
+  async revive(key: string, turn: Turn): Promise<Sequence> {
     const open = this.#get(key);
     const { sequences } = turn.context;
-    if (sequences.isShared(open.sequence)) return;
-    const restoring = this.#restore(open.entry, open.manifest, turn);
+    if (sequences.isShared(open.sequence)) return open.sequence;
+    const restoring = this.#restore(open, turn);
     let step = await restoring.next();
     while (!step.done) step = await restoring.next();
     step.value.release(); // it is held already
     open.sequence = step.value.sequence;
     sequences.share(open.sequence);
+    return open.sequence;
   }
 
   /** Lets go of everything stored, once nothing is read or written any more; the caches go with the engine. */
@@ -298,47 +271,52 @@ export class PinnedPrompts {
     );
   }
 
-  /** The manifest of a prompt to be computed here; its records are not there yet. */
-  #draft(id: string, content: PinnedContent, ids: Uint32Array, coding: PageCoding): PromptManifest {
+  /** The sequence to prefill: empty, or a fork of the open prompt `on`. */
+  async #begin(on: string | undefined, turn: Turn): Promise<Sequence> {
+    if (on === undefined) return new Sequence(turn.context.sequences.createCache());
+    const base = await this.revive(on, turn);
+    const fork = new Sequence(base.cache.fork());
+    fork.extend(base.ids);
+    return fork;
+  }
+
+  /** The manifest of a prompt to be computed here, on `base`; its records are not there yet. */
+  #draft(
+    id: string,
+    content: PinnedContent,
+    ids: Uint32Array,
+    coding: PageCoding,
+    base: PromptManifest | undefined,
+  ): PromptManifest {
+    const attention = attentionOf(this.host.plan, ids.length);
     return {
       id,
       model: this.host.identify(),
       raw: content.kind === "text",
       nTokens: ids.length,
       createdAt: Date.now(),
-      attention: attentionOf(this.host.plan, ids.length),
-      prefillSeconds: 0,
+      attention: !base || base.attention === attention ? attention : `${base.attention} + ${attention}`,
+      prefillSeconds: base?.prefillSeconds ?? 0,
       shape: { ...this.host.shape, ...coding },
       records: [],
     };
   }
 
-  /** Throws `invalid-option` for bits that a cache which quantizes by itself does not have. */
-  #coding(bits: PinBits | undefined): PageCoding {
-    const { format, cold } = this.host.shape;
-    if (cold !== null) {
-      if (bits === undefined || CODE_BITS[cold] === bits) return { format, cold };
-      throw new InlayError(
-        "invalid-option",
-        `bits is ${bits}, and this model's kvCache.format ${JSON.stringify(cold)} has ${CODE_BITS[cold]} already: leave ` +
-          "bits out, or load the model with another kvCache.format",
-        { option: "bits", value: bits, kvCache: cold },
-      );
+  /** undefined for another version, damage, or a lost key. */
+  async #tryReadManifest(entry: PromptEntry): Promise<StoredPrompt | undefined> {
+    try {
+      return await readManifest(this.#stored, entry);
+    } catch (error) {
+      if (error instanceof InlayError) return undefined;
+      throw error;
     }
-    const wanted = bits ?? DEFAULT_BITS;
-    return wanted === 16 ? { format, cold } : { format: "f16", cold: `q${wanted}` };
   }
 
   /** Whether just this prompt is stored: same text and tokens, computed in the same way. */
   async #isSame(entry: PromptEntry, draft: PromptManifest, known: readonly string[]): Promise<boolean> {
-    let manifest: PromptManifest;
-    try {
-      manifest = await readHead(entry.head, entry.sha256);
-    } catch (error) {
-      if (error instanceof InlayError) return false; // another version, or damaged: it is computed again
-      throw error;
-    }
+    const manifest = (await this.#tryReadManifest(entry))?.manifest;
     return (
+      manifest !== undefined &&
       manifest.attention === draft.attention &&
       manifest.shape.format === draft.shape.format &&
       manifest.shape.cold === draft.shape.cold &&
@@ -356,202 +334,46 @@ export class PinnedPrompts {
   async *#openEntry(entry: PromptEntry, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
     const turn = await this.host.enter(outer);
     try {
-      const manifest = await readHead(entry.head, entry.sha256);
-      this.#assertFits(manifest);
-      const restored = yield* this.#restore(entry, manifest, turn);
-      yield* this.#deliver(await this.#keep(entry, restored, turn), turn);
+      const prompt = await readManifest(this.#stored, entry);
+      this.#assertFits(prompt.manifest);
+      const restored = yield* this.#restore(prompt, turn);
+      yield* this.#deliver(await this.#keep({ ...prompt, ...restored }, turn), turn);
     } finally {
       turn.leave();
     }
   }
 
   /** Restores, or tells by undefined that the stored bytes are missing or damaged. */
-  async *#tryRestore(entry: PromptEntry, turn: Turn): AsyncGenerator<PinProgress, Restored | undefined> {
+  async *#tryRestore(entry: PromptEntry, turn: Turn): AsyncGenerator<PinProgress, OpenPrompt | undefined> {
     try {
-      return yield* this.#restore(entry, await readHead(entry.head, entry.sha256), turn);
+      const prompt = await readManifest(this.#stored, entry);
+      return { ...prompt, ...(yield* this.#restore(prompt, turn)) };
     } catch (error) {
       if (error instanceof InlayError && error.code === "storage-failed") return undefined;
       throw error;
     }
   }
 
-  /** Reads a stored prompt into a cache of its own, in the order of its layers, every byte checked. */
-  async *#restore(
-    entry: PromptEntry,
-    manifest: PromptManifest,
-    turn: Turn,
-  ): AsyncGenerator<PinProgress, Restored> {
-    const { sequences } = turn.context;
-    const { shape, nTokens } = manifest;
-    const twin = [...this.#open.values()].find((open) => open.entry.pages === entry.pages);
-    const isHere = twin && sequences.isShared(twin.sequence);
-    const release = await this.#stored.hold(entry);
-    const sequence = new Sequence(isHere ? twin.sequence.cache.fork() : sequences.createCache());
-    const { cache } = sequence;
-    let isDone = false;
-    try {
-      const records = this.#readRecords(entry, manifest, isHere ? FIRST_KV_RECORD : manifest.records.length);
-      const next = async () => (await records.next()).value as Bytes;
-      const content = decodeContent(await next());
-      const ids = idsOf(await next());
-      if (!isHere) {
-        await withRoom(sequences, async () => cache.reserveCoded(nTokens, shape.cold ?? undefined));
-        const transfer = new PageTransfer(cache, manifest, this.host.pages);
-        const features = this.#featuresOf(manifest);
-        if (features) cache.attach(features.features);
-        const total = kvBytes(shape, nTokens);
-        let loaded = 0;
-        for (const record of kvRecords(shape, nTokens)) {
-          await turn.checkpoint.pass();
-          const bytes = await next();
-          await transfer.give(record, bytes);
-          features?.add(record, bytes);
-          loaded += record.byteLength;
-          yield progress("restore", loaded, total);
-        }
-        cache.commit(nTokens);
-      }
-      sequence.extend(ids);
-      isDone = true;
-      return { content, ids, sequence, release };
-    } finally {
-      if (!isDone) {
-        cache.dispose();
-        release();
-      }
-    }
-  }
-
-  /** The first `n` records, every byte checked; while some are used the next are read. */
-  async *#readRecords(entry: PromptEntry, manifest: PromptManifest, n: number): AsyncGenerator<Bytes, void> {
-    const read = (from: number) => {
-      let to = from;
-      for (let bytes = 0; to < n && bytes < READ_BYTES; to++) bytes += manifest.records[to]!.byteLength;
-      const records = this.#readChecked(entry, manifest, from, to);
-      records.catch(() => {}); // it counts when it is waited for
-      return { to, records };
-    };
-    for (let part = read(0); ; ) {
-      const records = await part.records;
-      const isLast = part.to === n;
-      if (!isLast) part = read(part.to);
-      yield* records;
-      if (isLast) return;
-    }
-  }
-
-  /** Records [from, to). Rejects with `storage-failed` for what is missing or damaged. */
-  async #readChecked(
-    entry: PromptEntry,
-    manifest: PromptManifest,
-    from: number,
-    to: number,
-  ): Promise<Bytes[]> {
-    const records = await this.#stored.read(entry, from, to);
-    const { id } = manifest;
-    return Promise.all(
-      records.map(async (bytes, i) => {
-        const record = from + i;
-        const details = { id, record, records: manifest.records.length };
-        if (!bytes)
-          throw damaged(`record ${record} of the pinned prompt ${JSON.stringify(id)} is missing`, details);
-        await assertRecord(manifest, record, bytes);
-        return bytes;
-      }),
-    );
-  }
-
-  /** What is remembered of a prompt's keys; undefined where no policy asks. */
-  #featuresOf(manifest: PromptManifest): PageFeatures | undefined {
-    const { plan, rope, pages } = this.host;
-    return plan.features && new PageFeatures(plan.features, manifest, rope, pages);
-  }
-
-  /** The records of a prefilled prompt. It becomes what a restored one would be: pages as stored, features of those. */
-  async *#records(
-    content: Bytes,
-    ids: Bytes,
-    draft: PromptManifest,
-    { cache }: Sequence,
-  ): AsyncGenerator<Bytes, void> {
-    const { shape, nTokens } = draft;
-    if (shape.cold) cache.quantize(shape.cold);
-    yield content;
-    yield ids;
-    const transfer = new PageTransfer(cache, draft, this.host.pages);
-    const features = this.#featuresOf(draft);
-    for (const record of kvRecords(shape, nTokens)) {
-      const bytes = await transfer.take(record);
-      features?.add(record, bytes);
-      yield bytes;
-    }
-    if (features) cache.replaceCompanion(features.features);
-  }
-
-  /** Stores records, then the entry that names them. The result is held by nobody yet. */
-  async *#write(
-    draft: PromptManifest,
-    records: AsyncGenerator<Bytes, void>,
-    { signal }: Pick<Turn, "signal">,
-  ): AsyncGenerator<PinProgress, PromptEntry> {
-    const writer: PromptWriter = await this.#stored.startWriting();
-    try {
-      const written: RecordInfo[] = [];
-      const total = kvBytes(draft.shape, draft.nTokens);
-      let byteLength = 0;
-      for await (const record of records) {
-        signal.throwIfAborted();
-        written.push({ byteLength: record.byteLength, sha256: await sha256(record) });
-        byteLength += record.byteLength;
-        await writer.write(record);
-        yield progress("store", Math.min(byteLength, total), total);
-      }
-      const manifest: PromptManifest = { ...draft, records: written };
-      const { head, sha256: digest } = await writeHead(manifest);
-      const { id, nTokens: tokens, raw, createdAt, model, shape, attention, prefillSeconds } = manifest;
-      const info = {
-        id,
-        tokens,
-        bits: bitsOf(shape),
-        attention,
-        prefillSeconds,
-        raw,
-        createdAt,
-        usedAt: Date.now(),
-        byteLength: byteLength + head.byteLength,
-      };
-      const { fingerprint } = model;
-      const modelName = describeModel(model);
-      const entry = {
-        key: this.#key(id),
-        fingerprint,
-        modelName,
-        pages: writer.pages,
-        info,
-        head,
-        sha256: digest,
-      };
-      await writer.commit(entry);
-      return entry;
-    } finally {
-      await writer.close();
-    }
+  /** Restores, from the pages of an open prompt where that is the same. */
+  #restore(prompt: StoredPrompt, turn: Turn): AsyncGenerator<PinProgress, Restored> {
+    const twin = [...this.#open.values()].find((open) => open.entry.pages === prompt.entry.pages);
+    const isHere = twin && turn.context.sequences.isShared(twin.sequence);
+    return restore(prompt, this.host, isHere ? twin.sequence : undefined, turn);
   }
 
   /** Makes a restored prompt an open one; returns its key. */
-  async #keep(entry: PromptEntry, restored: Restored, { context }: Turn): Promise<string> {
+  async #keep(open: OpenPrompt, { context }: Turn): Promise<string> {
     try {
-      const manifest = await readHead(entry.head, entry.sha256);
-      await this.#stored.touch(entry);
-      const key = `${entry.pages}:${++this.#nOpened}`;
-      context.sequences.share(restored.sequence);
-      this.#open.set(key, { entry, manifest, ...restored });
-      return key;
+      await this.#stored.touch(open.entry);
     } catch (error) {
-      restored.sequence.cache.dispose();
-      restored.release();
+      open.sequence.cache.dispose();
+      open.release();
       throw error;
     }
+    const key = `${open.entry.pages}:${++this.#nOpened}`;
+    context.sequences.share(open.sequence);
+    this.#open.set(key, open);
+    return key;
   }
 
   /** Tells of an open prompt; closes it if nobody is there any more to hear it. */
@@ -574,12 +396,6 @@ export class PinnedPrompts {
   }
 }
 
-/** The bits of most elements. */
-function bitsOf({ format, cold }: PageCoding): number {
-  if (cold !== null) return CODE_BITS[cold];
-  return format === "f32" ? 32 : 16;
-}
-
 /** How a prompt of `nTokens` is attended to: "dense", or a policy and the share of the keys that it reads. */
 function attentionOf({ policy, budget }: AttentionPlan, nTokens: number): string {
   const isDense = policy.name === "dense" || nTokens <= budget.denseBelow;
@@ -600,20 +416,6 @@ async function* download(url: string, signal: AbortSignal): AsyncGenerator<PinPr
   return new Blob(parts);
 }
 
-function progress(phase: PinProgress["phase"], loaded: number, total: number): PinProgress {
-  return { kind: "progress", phase, loaded, total };
-}
-
-async function assertRecord(manifest: PromptManifest, i: number, bytes: Bytes): Promise<void> {
-  const expected = manifest.records[i]!;
-  if (bytes.byteLength === expected.byteLength && (await sha256(bytes)) === expected.sha256) return;
-  throw damaged(`record ${i} of the pinned prompt ${JSON.stringify(manifest.id)} is damaged`, {
-    id: manifest.id,
-    record: i,
-    records: manifest.records.length,
-  });
-}
-
 function otherModel(id: string, stored: string, own: ModelIdentity): InlayError {
   return new InlayError(
     "cache-mismatch",
@@ -626,8 +428,4 @@ function otherModel(id: string, stored: string, own: ModelIdentity): InlayError 
 /** Little-endian, as every machine that runs WebAssembly in practice is. */
 function bytesOf(ids: Uint32Array): Bytes {
   return new Uint8Array(ids.slice().buffer);
-}
-
-function idsOf(bytes: Bytes): Uint32Array {
-  return new Uint32Array(bytes.slice().buffer);
 }

@@ -5,7 +5,7 @@ import { InlayError } from "../errors.ts";
 import type { GenerateEvent } from "../generate/events.ts";
 import type { GenerateRequest, Prompt } from "../generate/request.ts";
 import type { EngineOptions, LoadProgress } from "../options.ts";
-import type { PinEvent } from "../prompts/pinned-prompts.ts";
+import type { PinEvent } from "../prompts/pin-events.ts";
 import type { EngineApi, ModelInfo, WireSource } from "./engine-api.ts";
 import { receiveEvents } from "./stream.ts";
 import { registerTransferHandlers } from "./transfer.ts";

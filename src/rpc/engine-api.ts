@@ -111,14 +111,13 @@ export interface EngineApi {
   pin(request: PinRequest, port: MessagePort): void;
   /** Opens a stored prompt; events go over `port`. */
   openPinned(id: string, port: MessagePort): void;
-  /** Stores and opens an `.inlaykv` file; events go over `port`. */
-  /** A text is the absolute URL of the file. */
-  importPinned(source: Blob | string, port: MessagePort): void;
+  /** Stores and opens an `.inlaykv` file; a text is the absolute URL of one. Events go over `port`. */
+  importPinned(source: Blob | string, encrypt: boolean, port: MessagePort): void;
   closePinned(key: string): Promise<void>;
   listPinned(): Promise<PinnedInfo[]>;
   deletePinned(id: string): Promise<boolean>;
-  /** An `.inlaykv` file. */
-  exportPinned(id: string): Promise<Blob>;
+  /** An `.inlaykv` file, which is never encrypted: `decrypt` says that this is meant. */
+  exportPinned(id: string, decrypt: boolean): Promise<Blob>;
   /** The ids that the model would continue, template and BOS included. */
   promptIds(prompt: Prompt): Uint32Array;
   /** The ids of plain text, as `Tokenizer.encode`. */

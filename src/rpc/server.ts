@@ -55,13 +55,13 @@ export function serveEngine(setup: ServerSetup, endpoint?: Endpoint): void {
     openPinned(id, port) {
       void sendEvents(port, (signal) => loaded().pinned.open(id, signal));
     },
-    importPinned(source, port) {
-      void sendEvents(port, (signal) => loaded().pinned.import(source, signal));
+    importPinned(source, encrypt, port) {
+      void sendEvents(port, (signal) => loaded().pinned.import(source, encrypt, signal));
     },
     closePinned: (key) => loaded().pinned.close(key),
     listPinned: () => loaded().pinned.list(),
     deletePinned: (id) => loaded().pinned.delete(id),
-    exportPinned: (id) => loaded().pinned.export(id),
+    exportPinned: (id, decrypt) => loaded().pinned.export(id, decrypt),
     promptIds: (prompt) => loaded().promptIds(prompt),
     tokenize: (text, options) => loaded().tokenizer.encode(text, options),
     detokenize: (ids, options) => loaded().tokenizer.decode(ids, options),

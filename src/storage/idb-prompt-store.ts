@@ -12,10 +12,9 @@
 import {
   createStore,
   del,
-  delMany,
   get,
   getMany,
-  keys,
+  promisifyRequest,
   set,
   setMany,
   type UseStore,
@@ -23,6 +22,7 @@ import {
 } from "idb-keyval";
 import { InlayError } from "../errors.ts";
 import { insecurePage } from "./digest.ts";
+import { IdbPromptKeys } from "./idb-prompt-keys.ts";
 import { acquireLock, ifUnlocked } from "./locks.ts";
 import type { Bytes, PromptEntry, PromptStore, PromptWriter } from "./prompt-store.ts";
 
@@ -33,6 +33,7 @@ const BATCH_BYTES = 4 << 20;
 const PATIENCE_MS = 30_000;
 
 export class IdbPromptStore implements PromptStore {
+  readonly keys = new IdbPromptKeys((what, f) => this.#guarded(what, f));
   readonly #prompts: UseStore;
   readonly #pages: UseStore;
   /** Transactions that have not ended. */
@@ -52,13 +53,14 @@ export class IdbPromptStore implements PromptStore {
   /** Does not wait for what dead writers left to be removed. */
   async list(): Promise<PromptEntry[]> {
     const entries = await this.#entries();
-    this.#collectOnce().catch(() => {}); // whoever writes waits for it, and is told
+    this.#collectOnce(entries).catch(() => {}); // whoever writes waits for it, and is told
     return entries;
   }
 
   async get(key: string): Promise<PromptEntry | undefined> {
     await this.#collectOnce();
-    return this.#guarded("read", () => get<PromptEntry>(key, this.#prompts));
+    const entry = await this.#guarded("read", () => get<PromptEntry>(key, this.#prompts));
+    return entry && complete(entry);
   }
 
   async makeRoom(bytes: number): Promise<void> {
@@ -159,21 +161,18 @@ export class IdbPromptStore implements PromptStore {
     await Promise.allSettled(this.#running);
   }
 
-  #entries(): Promise<PromptEntry[]> {
-    return this.#guarded("read", () => values<PromptEntry>(this.#prompts));
+  async #entries(): Promise<PromptEntry[]> {
+    return (await this.#guarded("read", () => values<PromptEntry>(this.#prompts))).map(complete);
   }
 
-  /** Removes what writers left behind that died. */
-  #collectOnce(): Promise<void> {
-    this.#collected ??= this.#collect();
+  /** Removes what writers left behind that died. `entries`: if they have just been read. */
+  #collectOnce(entries?: readonly PromptEntry[]): Promise<void> {
+    this.#collected ??= this.#collect(entries);
     return this.#collected;
   }
 
-  async #collect(): Promise<void> {
-    const written = await this.#guarded("read", () => keys<string>(this.#pages));
-    const named = new Set((await this.#entries()).map(({ pages }) => pages));
-    for (const pages of new Set(written.map((key) => key.slice(0, key.indexOf("/"))))) {
-      if (named.has(pages)) continue;
+  async #collect(entries?: readonly PromptEntry[]): Promise<void> {
+    for (const pages of await this.#unnamed(entries ?? (await this.#entries()))) {
       await ifUnlocked(lockOf(pages), async () => {
         // It may have been committed since.
         if ((await this.#entries()).some((entry) => entry.pages === pages)) return;
@@ -182,10 +181,29 @@ export class IdbPromptStore implements PromptStore {
     }
   }
 
+  /** The `pages` of records that no entry names: those between the records of two. To list all keys would read all records. */
+  async #unnamed(entries: readonly PromptEntry[]): Promise<Set<string>> {
+    const named = entries
+      .map(({ pages }) => recordRange(pages))
+      .sort(({ lower: a }, { lower: b }) => (a < b ? -1 : 1));
+    const ends = [...named.map(({ lower }) => lower), undefined];
+    const gaps = ends.map((end, i) => keyRange(named[i - 1]?.upper, end));
+    const found = await this.#guarded("read", () =>
+      this.#pages("readonly", (store) =>
+        Promise.all(gaps.map((gap) => promisifyRequest(store.getAllKeys(gap)))),
+      ),
+    );
+    return new Set(found.flat().map((key) => String(key).slice(0, String(key).indexOf("/"))));
+  }
+
   async #deleteRecords(pages: string): Promise<void> {
-    const all = await this.#guarded("read", () => keys<string>(this.#pages));
-    const mine = all.filter((key) => key.startsWith(`${pages}/`));
-    await this.#guarded("write", () => delMany(mine, this.#pages));
+    const { lower, upper } = recordRange(pages);
+    await this.#guarded("write", () =>
+      this.#pages("readwrite", (store) => {
+        store.delete(keyRange(lower, upper)!);
+        return promisifyRequest(store.transaction);
+      }),
+    );
   }
 
   /** Runs one transaction. */
@@ -212,8 +230,25 @@ export class IdbPromptStore implements PromptStore {
   }
 }
 
+/** Entries of before there was encryption do not say that they are not encrypted. */
+function complete(entry: PromptEntry): PromptEntry {
+  const { info } = entry as { info: Partial<PromptEntry["info"]> };
+  return info.encrypted === undefined ? { ...entry, info: { ...entry.info, encrypted: false } } : entry;
+}
+
 function recordKey(pages: string, record: number): string {
   return `${pages}/${record}`;
+}
+
+/** Where the keys of records lie: from `lower` to before `upper`; "0" comes after "/". */
+function recordRange(pages: string): { lower: string; upper: string } {
+  return { lower: `${pages}/`, upper: `${pages}0` };
+}
+
+/** Keys from `lower` to before `upper`; undefined: all of them. */
+function keyRange(lower: string | undefined, upper: string | undefined): IDBKeyRange | undefined {
+  if (lower === undefined) return upper === undefined ? undefined : IDBKeyRange.upperBound(upper, true);
+  return upper === undefined ? IDBKeyRange.lowerBound(lower) : IDBKeyRange.bound(lower, upper, false, true);
 }
 
 function lockOf(pages: string): string {

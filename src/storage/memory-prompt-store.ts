@@ -1,8 +1,25 @@
 /** Pinned prompts in memory: gone with the model. Node programs keep them as files by export and import. */
 
+import { makePromptKey, type PromptKey, type PromptKeys } from "./prompt-keys.ts";
 import type { Bytes, PromptEntry, PromptStore, PromptWriter } from "./prompt-store.ts";
 
+/** A key that goes with the prompts. */
+class MemoryPromptKeys implements PromptKeys {
+  #made: Promise<PromptKey> | undefined;
+
+  current(): Promise<PromptKey> {
+    this.#made ??= makePromptKey();
+    return this.#made;
+  }
+
+  async find(id: string): Promise<CryptoKey | undefined> {
+    const made = await this.#made;
+    return made?.id === id ? made.key : undefined;
+  }
+}
+
 export class MemoryPromptStore implements PromptStore {
+  readonly keys: PromptKeys = new MemoryPromptKeys();
   readonly #entries = new Map<string, PromptEntry>();
   readonly #records = new Map<string, Bytes[]>();
   /** The last in line for each key. */

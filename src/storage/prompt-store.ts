@@ -4,6 +4,8 @@
  * either there with all of its bytes or not there at all.
  */
 
+import type { PromptKeys } from "./prompt-keys.ts";
+
 export type Bytes = Uint8Array<ArrayBuffer>;
 
 /** What is told of a pinned prompt without reading it. */
@@ -21,13 +23,15 @@ export interface PinnedInfo {
   readonly byteLength: number;
   /** Raw text, for `complete`; false: messages, for chats. */
   readonly raw: boolean;
+  /** Its text, tokens and pages are stored encrypted. */
+  readonly encrypted: boolean;
   /** Milliseconds since 1970. */
   readonly createdAt: number;
   /** Milliseconds since 1970. */
   readonly usedAt: number;
 }
 
-/** One stored prompt: everything but its records. */
+/** One stored prompt: everything but its records. Only `head` is encrypted in an encrypted prompt; the rest can be listed. */
 export interface PromptEntry {
   /** Fingerprint of its model and id; one prompt a key. */
   readonly key: string;
@@ -37,7 +41,9 @@ export interface PromptEntry {
   /** Names its records, anew for every write. */
   readonly pages: string;
   readonly info: PinnedInfo;
-  /** The head of its `.inlaykv` file (src/prompts/file.ts). */
+  /** The key that records and head are encrypted with (src/prompts/seal.ts); absent: they are not. */
+  readonly sealedBy?: string | undefined;
+  /** The head of its `.inlaykv` file (src/prompts/file.ts), sealed if the prompt is encrypted. */
   readonly head: Bytes;
   /** SHA-256 of `head`, hexadecimal. */
   readonly sha256: string;
@@ -57,6 +63,8 @@ export interface PromptWriter {
 
 /** Everything rejects with `storage-failed` when the store cannot be used. */
 export interface PromptStore {
+  /** What encrypted prompts are encrypted with. */
+  readonly keys: PromptKeys;
   /** All prompts, of all models. */
   list(): Promise<PromptEntry[]>;
   get(key: string): Promise<PromptEntry | undefined>;

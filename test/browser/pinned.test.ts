@@ -275,6 +275,42 @@ describe("pinned prompts", function () {
     await other.dispose();
   });
 
+  it("one pinned on another reads only what follows, and stands by itself", async () => {
+    const model = await load();
+    const first = await model.pin(DOCUMENT, { id: "first", bits: 16 });
+    const more = [
+      { role: "user", content: "And then?" },
+      { role: "assistant", content: "Then rest." },
+    ] as const;
+    let nLoaded: number | undefined;
+    const both = await model.pin(more, {
+      id: "both",
+      on: first,
+      bits: 16,
+      onProgress: ({ phase, loaded }) => {
+        if (phase === "prefill") nLoaded ??= loaded;
+      },
+    });
+    assert.equal(nLoaded, first.info.tokens);
+    assert.isAbove(both.info.tokens, first.info.tokens);
+    const answer = await ask(model, both);
+    assert.equal(answer.cached, both.info.tokens);
+    assert.isTrue(await model.pinned.delete("first"));
+    await model.dispose();
+    const reloaded = await load();
+    assert.deepEqual(await ask(reloaded, await reloaded.pinned.open("both")), answer);
+    const whole = await reloaded.pin([{ role: "system", content: DOCUMENT }, ...more], {
+      id: "whole",
+      bits: 16,
+    });
+    assert.deepEqual(await ask(reloaded, whole), answer);
+    const on = {} as PinnedPrompt;
+    assert.equal((await rejection(reloaded.pin("x", { id: "x", on }))).code, "invalid-option");
+    for (const id of ["both", "whole"]) await reloaded.pinned.delete(id);
+    assert.deepEqual(await orphans(), []);
+    await reloaded.dispose();
+  });
+
   it("an aborted pin rejects with the reason and leaves nothing", async () => {
     const model = await load();
     const reason = new Error("the user left");

@@ -1,6 +1,7 @@
 // The store of pinned prompts in IndexedDB by itself: room, eviction, a full disk, and what listing reads.
 
 import { assert } from "chai";
+import { createStore, keys, set, setMany } from "idb-keyval";
 import { InlayError } from "../../src/errors.ts";
 import { IdbPromptStore } from "../../src/storage/idb-prompt-store.ts";
 import type { PromptEntry } from "../../src/storage/prompt-store.ts";
@@ -20,6 +21,7 @@ async function put(store: IdbPromptStore, id: string, usedAt = 1): Promise<Promp
       prefillSeconds: 1,
       byteLength: 3 * RECORD_BYTES,
       raw: true,
+      encrypted: false,
       createdAt: 1,
       usedAt,
     };
@@ -164,6 +166,32 @@ describe("the store of pinned prompts", () => {
     );
     const reopened = new IdbPromptStore();
     assert.deepEqual(await ids(reopened), ["same"]);
+  });
+
+  it("removes records that nobody names, wherever their keys are, and no others", async () => {
+    const records = createStore("inlay-pages", "records");
+    const entries = [await put(store, "a"), await put(store, "b"), await put(store, "c")];
+    const kept = (await keys<string>(records)).sort();
+    const names = entries.map(({ pages }) => pages);
+    const orphans = [
+      "0",
+      "zzzz",
+      ...names.flatMap((pages) => [`${pages}-1`, `${pages}x`, pages.slice(0, -1)]),
+    ];
+    await setMany(
+      orphans.flatMap((pages) =>
+        [0, 1, 10].map((i): [string, Uint8Array] => [`${pages}/${i}`, new Uint8Array(9)]),
+      ),
+      records,
+    );
+    assert.lengthOf(await keys(records), kept.length + 3 * orphans.length);
+    await new IdbPromptStore().get("test/a");
+    assert.deepEqual((await keys<string>(records)).sort(), kept);
+    for (const entry of entries) await store.delete(entry);
+    assert.deepEqual(await keys(records), []);
+    await set("left/0", new Uint8Array(9), records);
+    await new IdbPromptStore().get("test/a");
+    assert.deepEqual(await keys(records), [], "with no prompt at all");
   });
 
   it("lists 100 prompts without reading records, and reads the records of one only", async () => {

@@ -215,6 +215,18 @@ describe("pin", () => {
     ).value;
     assert.deepEqual(run.tokenIds, raw.tokenIds);
   });
+
+  test("--on pins a document after another", () => {
+    const both = join(folder, "both.inlaykv");
+    const args = ["pin", MODEL, "--file", doc, "--raw", "--device", "wasm", "--bits", "16"];
+    const first = json(...args, "--out", out).value;
+    const { value, status, stderr } = json(...args, "--id", "both", "--on", out, "--out", both);
+    assert.equal(status, 0, stderr);
+    assert.deepEqual({ id: value.id, raw: value.raw }, { id: "both", raw: true });
+    assert.ok(value.tokens > 1.8 * first.tokens);
+    const run = json(...RUN, "--pinned", both, "--prompt", "Hello", "--max-tokens", "3").value;
+    assert.equal(run.usage.prompt_tokens_details.cached_tokens, value.tokens);
+  });
 });
 
 describe("errors", () => {

@@ -90,6 +90,8 @@ describe("docs/api.md names", () => {
       ["src/api/pinned.ts", "PinProgress"],
       ["src/api/pinned.ts", "OpenPinnedOptions"],
       ["src/api/pinned.ts", "PinOptions"],
+      ["src/api/pinned.ts", "ExportPinnedOptions"],
+      ["src/api/pinned.ts", "ImportPinnedOptions"],
       ["src/storage/prompt-store.ts", "PinnedInfo"],
     ];
     for (const [file, name] of parts)
