@@ -16,13 +16,13 @@ export interface AttentionPlans {
   readonly decode: AttentionPlan;
 }
 
-/** Tokens that a sparse method always reads: the first page, and the neighbourhood of the block. */
-const SINKS = 32;
-const LOCAL = 128;
+/**
+ * Prefill with a sparse method: what is always read is the first page and the neighbourhood of the block; no budget is
+ * smaller than `tokens`, or it would be little else.
+ */
+export const SPARSE_BUDGET = { tokens: 256, sinks: 32, local: 64, denseBelow: 0 } as const;
 /** Generated tokens nearest to the one being generated (algorithms.md A.6). */
 const DECODE_LOCAL = 512;
-/** No budget is smaller: it would be all sinks and neighbourhood. */
-const LEAST_TOKENS = 256;
 
 /**
  * Up to this many keys "auto" is dense. Attention breaks even at about 1K tokens and is 2.6 times as fast at 2K in WASM
@@ -73,8 +73,8 @@ function budgetOf(
   denseBelow: number,
 ): Budget {
   if (policy.name === "dense") return EVERYTHING;
-  const local = phase === "prefill" ? LOCAL : DECODE_LOCAL;
-  return { tokens: LEAST_TOKENS, fraction, sinks: SINKS, local, denseBelow };
+  const local = phase === "prefill" ? SPARSE_BUDGET.local : DECODE_LOCAL;
+  return { ...SPARSE_BUDGET, fraction, local, denseBelow };
 }
 
 /** Throws `invalid-option` where the factors are not those of this model's heads. */
