@@ -21,8 +21,11 @@ import { isDebug } from "../debug.ts";
 import { internalError } from "../errors.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
 
-/** Queries that are averaged where attention is not estimated on the device: their means must be read back. */
-const ESTIMATED_QUERIES = 4;
+/**
+ * Queries that are averaged where attention is not estimated on the device: their means must be read back, and plain
+ * loops take them.
+ */
+export const ESTIMATED_QUERIES = 8;
 
 /** How a call reads the cache. */
 export interface AttentionPlan {
