@@ -77,7 +77,7 @@ export interface PolicyNeeds {
   readonly pooled?: { readonly granule: number; readonly boundaryLayer?: number | undefined };
   /** Attention estimated from pooled keys (`LayerView.estimate`). */
   readonly estimates?: boolean | undefined;
-  /** Exact attention of sampled rows. Only where keys are in WASM memory. */
+  /** Exact attention of sampled rows. */
   readonly sampleRows?: ((blocks: QueryBlocks) => Uint32Array) | undefined;
 }
 

@@ -150,9 +150,9 @@ export interface AttentionOps {
   readonly boundary?: number;
   /**
    * Appends k and v, and computes the attention probabilities of sampled rows (indices of the call's tokens) exactly.
-   * Absent where keys are not in WASM memory.
+   * From a GPU each row's share of every page is read back.
    */
-  sampleMasses?(call: UnselectedCall, rows: Uint32Array): SampledMasses;
+  sampleMasses(call: UnselectedCall, rows: Uint32Array): Promise<SampledMasses> | SampledMasses;
   /** Bytes held for pages in use and for scratch. */
   memory(): { kv: number; scratch: number };
   dispose(): void;

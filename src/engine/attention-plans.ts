@@ -30,12 +30,12 @@ const DECODE_LOCAL = 512;
  */
 export const AUTO_DENSE_BELOW = 2048;
 
-/** Plans for a model on a device. Throws `invalid-option` where the device cannot run a policy. */
+/** Plans for a model on a device. Throws `invalid-option` for head budgets of other heads. */
 export function attentionPlans(
   config: ModelConfig,
   contextLength: number,
   { attention }: Pick<EngineOptions, "attention">,
-  device: Pick<DevicePair, "kind" | "attention">,
+  { kind }: Pick<DevicePair, "kind">,
 ): AttentionPlans {
   const shape = attentionShape(config);
   const perKvHead = headFactors(config, attention.headBudgets);
@@ -44,19 +44,12 @@ export function attentionPlans(
     const asked = attention[option];
     const isAuto = asked === "auto";
     const policy = make(isAuto ? auto : asked);
-    if (policy.needs?.sampleRows && !device.attention.sampleMasses)
-      throw new InlayError(
-        "invalid-option",
-        `attention.${option} is ${JSON.stringify(asked)}, but device ${JSON.stringify(device.kind)} does not sample ` +
-          'attention; use "dhsa", or device "wasm"',
-        { option: `attention.${option}`, value: asked, device: device.kind },
-      );
     const budget = budgetOf(policy, option, attention.budget, isAuto ? AUTO_DENSE_BELOW : 0);
     return { policy, budget: { ...budget, perKvHead } };
   };
   // A context that never leaves the dense range needs no features of its keys. On device "webgpu" a sparse policy reads
   // something back in every layer; whether that pays has been measured on software adapters only.
-  const isSparse = contextLength > AUTO_DENSE_BELOW && device.kind !== "webgpu";
+  const isSparse = contextLength > AUTO_DENSE_BELOW && kind !== "webgpu";
   const prefill = open("prefill", isSparse ? "dhsa" : "dense");
   const decode = open("decode", "dense");
   // Keys are remembered in both phases for whichever reads them: the next prompt goes on from this answer.

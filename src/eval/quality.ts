@@ -8,7 +8,6 @@
 
 import type { PolicyName } from "../attention/names.ts";
 import { AttentionTally } from "../attention/tally.ts";
-import type { AttentionOps } from "../backend/backend.ts";
 import { attentionPlans } from "../engine/attention-plans.ts";
 import { Checkpoint } from "../engine/yielding.ts";
 import { InlayError } from "../errors.ts";
@@ -190,13 +189,12 @@ export function kvBytesPerToken({ config }: Pick<EvalModel, "config">, format: C
 /** As a request would be read, without the dense end of a prompt. */
 function planOf(
   { config, device: kind }: EvalModel,
-  attention: AttentionOps,
   nTokens: number,
   { policy, budget }: QualityCase,
   headBudgets: readonly (readonly number[])[] | null,
 ): AttentionPlan {
   const options = { attention: { prefill: policy, decode: "dense", budget, headBudgets } } as const;
-  return attentionPlans(config, nTokens, options, { kind, attention }).prefill;
+  return attentionPlans(config, nTokens, options, { kind }).prefill;
 }
 
 interface Reading {
@@ -221,7 +219,7 @@ async function readText(
   const checkpoint = new Checkpoint(signal);
   const cache = attention.createCache();
   try {
-    const plan = { ...planOf(model, attention, ids.length, wanted, headBudgets), ...watch };
+    const plan = { ...planOf(model, ids.length, wanted, headBudgets), ...watch };
     for (let at = 0; at < ids.length; at += chunk) {
       const part = ids.subarray(at, at + chunk);
       const logitsOf = part.some((_, i) => isCounted(at + i)) ? "all" : "none";

@@ -4,7 +4,7 @@
  */
 
 import { estimateMasses, queryRunEnds } from "../attention/estimate.ts";
-import { assertFiniteRows, assertSelection } from "../attention/invariants.ts";
+import { assertFinitePages, assertFiniteRows, assertSelection } from "../attention/invariants.ts";
 import { KeyFeatures } from "../attention/key-features.ts";
 import type { AttentionObserver } from "../attention/observer.ts";
 import type {
@@ -18,7 +18,7 @@ import type {
 import type { AttentionTally } from "../attention/tally.ts";
 import type { AttentionOps, Ops, Tensor, UnselectedCall } from "../backend/backend.ts";
 import { isDebug } from "../debug.ts";
-import { internalError } from "../errors.ts";
+import { PAGE_TOKENS, pageCount } from "../kv/page.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
 
 /**
@@ -72,12 +72,24 @@ export class PageSelector implements Disposable {
     this.#pool(k, each, new Float32Array(k.width), (rows) => features.appendBoundaryKeys(rows));
   }
 
-  /** In debug builds, looks for NaN and infinity in what is about to be cached, unless it would have to leave a GPU. */
+  /**
+   * In debug builds, looks for NaN and infinity in what is about to be cached. From a GPU only sums over pages are read,
+   * with what is read next: before the call's tokens count as cached.
+   */
   async checkRows(layer: number, k: Tensor, v: Tensor): Promise<void> {
-    if (!isDebug || this.ops.device !== "wasm") return;
+    if (!isDebug) return;
     const position = this.blocks.qStart;
-    assertFiniteRows(layer, "keys", await this.ops.read(k), k.width, position);
-    assertFiniteRows(layer, "values", await this.ops.read(v), v.width, position);
+    const parts = [
+      ["keys", k],
+      ["values", v],
+    ] as const;
+    for (const [what, rows] of parts)
+      if (this.ops.device === "wasm")
+        assertFiniteRows(layer, what, await this.ops.read(rows), rows.width, position);
+      else
+        this.#pool(rows, pageEnds(position, rows.nTokens), new Float32Array(rows.width), (sums) =>
+          assertFinitePages(layer, what, sums, rows.width, Math.floor(position / PAGE_TOKENS)),
+        );
   }
 
   /** What each block of a layer reads. Queries and keys are rotated, and the cache has room for them. */
@@ -122,8 +134,6 @@ export class PageSelector implements Disposable {
     const { needs } = this.plan.policy;
     if (!needs) return {};
     const { attention } = this;
-    if (needs.sampleRows && !attention.sampleMasses)
-      throw internalError(`policy ${this.plan.policy.name} on a device without sampled attention`);
     let querySums: Float32Array | undefined;
     let estimate: LayerView["estimate"];
     if (needs.pooled) {
@@ -144,7 +154,7 @@ export class PageSelector implements Disposable {
       keys: this.#features,
       querySums,
       estimate,
-      masses: needs.sampleRows && attention.sampleMasses?.(call, needs.sampleRows(this.blocks)),
+      masses: needs.sampleRows && (await attention.sampleMasses(call, needs.sampleRows(this.blocks))),
     };
   }
 
@@ -168,6 +178,14 @@ export class PageSelector implements Disposable {
   #pool(x: Tensor, ends: Uint32Array, first: Float32Array, take: (rows: Float32Array) => void): void {
     this.#pending.push({ tensor: this.ops.pool(x, ends, first), take });
   }
+}
+
+/** Where the pages of the tokens from `position` on end, counted from the first of them. */
+function pageEnds(position: number, nTokens: number): Uint32Array {
+  const first = Math.floor(position / PAGE_TOKENS);
+  return Uint32Array.from({ length: pageCount(position + nTokens) - first }, (_, i) =>
+    Math.min((first + i + 1) * PAGE_TOKENS - position, nTokens),
+  );
 }
 
 /** Rows of `width` summed: (nBlocks, width) of (nRows, width), block b has rows [rowEnds[b-1], rowEnds[b]). */
