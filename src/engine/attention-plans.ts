@@ -1,5 +1,6 @@
 /** From the `attention` options to the policies that read prompts and write answers. */
 
+import type { BoundaryScore } from "../attention/boundaries.ts";
 import type { PolicyName } from "../attention/names.ts";
 import { createPolicy } from "../attention/policies.ts";
 import type { Budget, SelectionPolicy } from "../attention/policy.ts";
@@ -30,12 +31,13 @@ const DECODE_LOCAL = 512;
  */
 export const AUTO_DENSE_BELOW = 2048;
 
-/** Plans for a model on a device. Throws `invalid-option` for head budgets of other heads. */
+/** Plans for a model on a device; `boundaryScore` as in `FeatureShape`. Throws `invalid-option` for head budgets of other heads. */
 export function attentionPlans(
   config: ModelConfig,
   contextLength: number,
-  { attention }: Pick<EngineOptions, "attention">,
+  { attention }: { readonly attention: Omit<EngineOptions["attention"], "boundaries"> },
   { kind }: Pick<DevicePair, "kind">,
+  boundaryScore?: BoundaryScore,
 ): AttentionPlans {
   const shape = attentionShape(config);
   const perKvHead = headFactors(config, attention.headBudgets);
@@ -53,7 +55,8 @@ export function attentionPlans(
   const prefill = open("prefill", isSparse ? "dhsa" : "dense");
   const decode = open("decode", "dense");
   // Keys are remembered in both phases for whichever reads them: the next prompt goes on from this answer.
-  const features = prefill.policy.needs?.pooled ?? decode.policy.needs?.pooled;
+  const pooled = prefill.policy.needs?.pooled ?? decode.policy.needs?.pooled;
+  const features = pooled && { ...pooled, boundaryScore };
   return { prefill: { ...prefill, features }, decode: { ...decode, features } };
 }
 

@@ -5,7 +5,7 @@
 
 import { estimateMasses, queryRunEnds } from "../attention/estimate.ts";
 import { assertFinitePages, assertFiniteRows, assertSelection } from "../attention/invariants.ts";
-import { KeyFeatures } from "../attention/key-features.ts";
+import { type FeatureShape, KeyFeatures } from "../attention/key-features.ts";
 import type { AttentionObserver } from "../attention/observer.ts";
 import type {
   AttentionShape,
@@ -35,7 +35,7 @@ export interface AttentionPlan {
    * What is remembered of keys, whichever policy reads them: the same in every call on a cache.
    * @default nothing
    */
-  readonly features?: { readonly granule: number; readonly boundaryLayer?: number | undefined } | undefined;
+  readonly features?: Pick<FeatureShape, "granule" | "boundaryLayer" | "boundaryScore"> | undefined;
   /** Queries at or after this position read everything. @default none */
   readonly denseFrom?: number | undefined;
   /** Counts what is read. */
