@@ -26,7 +26,7 @@ export const SPARSE_BUDGET = { tokens: 256, sinks: 32, local: 64, denseBelow: 0 
 const DECODE_LOCAL = 512;
 
 /**
- * Up to this many keys "auto" is dense. Attention breaks even at about 1K tokens and is 2.6 times as fast at 2K in WASM
+ * Up to this many keys "auto" is dense. Attention breaks even at about 1K tokens and is twice as fast at 2K in WASM
  * (bench/attention.ts); below that, prefill as a whole gains too little to be worth any loss.
  */
 export const AUTO_DENSE_BELOW = 2048;
