@@ -16,6 +16,7 @@ import type { AttentionOps } from "../src/backend/backend.ts";
 import { WasmAttention } from "../src/backend/wasm/wasm-attention.ts";
 import { WasmOps } from "../src/backend/wasm/wasm-ops.ts";
 import { HybridAttention } from "../src/backend/webgpu/hybrid-attention.ts";
+import { SPARSE_BUDGET } from "../src/engine/attention-plans.ts";
 import type { PageFormat } from "../src/kv/page.ts";
 import { measureSparse, type SparseTimes } from "../src/placement/measure-sparse.ts";
 import { nodeDevice } from "../test/fixtures/node-gpu.ts";
@@ -70,7 +71,7 @@ export async function* benchAttention(
     if (found.skip !== false) throw new Error(found.skip);
     attention = await HybridAttention.create(found.device, ops.heap, kvShape);
   }
-  const budget = { tokens: 256, fraction: bench.budget, sinks: 32, local: 128, denseBelow: 0 };
+  const budget = { ...SPARSE_BUDGET, fraction: bench.budget };
   try {
     for (const length of lengths) {
       const policy = createPolicy(bench.policy, shape, HEADS.headDim ** -0.5);

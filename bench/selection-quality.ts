@@ -120,7 +120,7 @@ export async function measureRecall(
   candidates: readonly Candidate[],
   queryStride = 7,
 ): Promise<Recall[]> {
-  const layers = await record(model, ids);
+  const layers = await recordRows(model, ids);
   const shape = attentionShape(model.config);
   const { nHeads, nKvHeads, headDim, nLayers, attentionScale, windows } = model.config;
   const pages: number[] = [];
@@ -179,7 +179,7 @@ export async function measureRecall(
 }
 
 /** Runs the model densely and keeps each layer's queries and keys. */
-async function record(model: Transformer, ids: Uint32Array): Promise<PolicyRows[]> {
+export async function recordRows(model: Transformer, ids: Uint32Array): Promise<PolicyRows[]> {
   const { ops, config } = model;
   const read = (tensor: Tensor) => Float32Array.from(ops.read(tensor) as Float32Array);
   const before: Float32Array[] = [];

@@ -75,6 +75,11 @@ export interface LoadOptions {
      * reads at most everything. `inlay eval --head-budgets` makes them. 0 < factor <= 100. @default 1 for all
      */
     headBudgets?: readonly (readonly number[])[] | undefined;
+    /**
+     * The file of a boundary predictor for "dhsa", trained for this model by tools/boundary-predictor: a URL, a File or
+     * Blob, or its bytes. @default chunks are cut without training
+     */
+    boundaries?: string | URL | Blob | ArrayBuffer | undefined;
   };
   kvCache?: {
     /** @default "auto" */
@@ -116,6 +121,8 @@ export interface ResolvedLoadOptions {
     readonly budget: number;
     /** null = 1 for all. */
     readonly headBudgets: readonly (readonly number[])[] | null;
+    /** Absolute if it is a URL; null = without training. */
+    readonly boundaries: string | Blob | ArrayBuffer | null;
   };
   readonly kvCache: { readonly format: KvFormat };
   readonly threads: number | "auto";
@@ -199,7 +206,7 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
     "prefillChunk",
     "chatTemplate",
   ]);
-  const attention = section(given, "attention", ["prefill", "decode", "budget", "headBudgets"]);
+  const attention = section(given, "attention", ["prefill", "decode", "budget", "headBudgets", "boundaries"]);
   const kvCache = section(given, "kvCache", ["format"]);
   const assets = section(given, "assets", ["wasm", "worker"]);
   return {
@@ -223,6 +230,7 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
         attention.headBudgets === undefined
           ? null
           : checkHeadBudgets("attention.headBudgets", attention.headBudgets),
+      boundaries: checkBoundaries(attention.boundaries),
     },
     kvCache: {
       format: checkOneOf("kvCache.format", kvCache.format ?? LOAD_DEFAULTS.format, KV_FORMATS),
@@ -281,6 +289,17 @@ function implemented<T extends string>(
   if (typeof value === "string" && later.includes(value))
     throw notSupported(option, value, `it has ${oneOf(allowed)}`);
   return checkOneOf(option, value, allowed);
+}
+
+/** Where a boundary predictor is. What is in it is checked once the model is open. */
+function checkBoundaries(value: unknown): string | Blob | ArrayBuffer | null {
+  if (value === undefined) return null;
+  if (value instanceof Blob || value instanceof ArrayBuffer) return value;
+  if (typeof value === "string" || value instanceof URL) {
+    const base = typeof location === "undefined" ? undefined : location.href;
+    if (URL.canParse(value, base)) return new URL(value, base).href;
+  }
+  throw invalidOption("attention.boundaries", value, "a URL, a File or Blob, or an ArrayBuffer");
 }
 
 /** Factors by layer and KV head. Whether they fit the model is known once it is open. */

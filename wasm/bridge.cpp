@@ -7,6 +7,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
+#include "kernels/estimate.h"
 #include "kernels/matmul.h"
 #include "kernels/pool.h"
 #include "kernels/weights.h"
@@ -102,6 +103,14 @@ INLAY_EXPORT(sample_page_masses)
 int sample_page_masses(const AttendCall* call, const uint32_t* rows, int n_rows, int n_pages, float* columns,
                        float* diagonals) {
   return sample_masses(*call, rows, n_rows, n_pages, columns, diagonals);
+}
+
+INLAY_EXPORT(estimate_run_masses)
+int estimate_run_masses(const float* q, int n_tokens, int n_heads, int n_kv_heads, int head_dim, int block_size,
+                        const float* features, const float* lengths, const uint32_t* visible, int n_runs, float scale,
+                        float* masses) {
+  return estimate_masses(
+      {q, n_tokens, n_heads, n_kv_heads, head_dim, block_size, features, lengths, visible, n_runs, scale}, masses);
 }
 
 // ---- page formats -----------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
  * Dynamic hierarchical sparse attention (DHSA, arXiv:2510.24606), training-free: algorithms.md A.2-A.6 with the boundary
  * detector of A.9.
  *
- * The text before a query block is cut into chunks of variable length. A chunk is scored by its feature (sqrt(length)
- * times its mean key) times the block's summed queries: one small dot product for up to 64 tokens. The best chunks are
- * read until the budget is spent. The first tokens, the tokens before the block, and those that no chunk has yet are
- * always read.
+ * The text before a query block is cut into chunks of variable length. From each chunk's mean key the attention that the
+ * block pays to it is estimated (estimate.ts), and the chunks with the most attention for their length are read until the
+ * budget is spent. The first tokens, the tokens before the block, and those that no chunk has yet are always read.
+ *
+ * The budget is a mean: the lists of a layer share it, so a head that looks at one place leaves its part to those that
+ * look around, and what a layer does not spend on a block, because little attention is left, the next layers may.
  *
  * A chunk counts for a block only if it was known at the block's last query, so a prompt that comes in parts is
  * attended to as a whole one is (invariant I9).
@@ -14,6 +16,7 @@
 import { internalError } from "../errors.ts";
 import { PAGE_TOKENS } from "../kv/page.ts";
 import type { ChunkTable } from "./boundaries.ts";
+import type { KeyRuns, RunMasses } from "./estimate.ts";
 import type { KeyFeatures } from "./key-features.ts";
 import { PageRows, type RowBounds, rowBounds } from "./page-rows.ts";
 import {
@@ -29,7 +32,7 @@ import {
 } from "./policy.ts";
 import { dot, Ranking, sumHeads } from "./ranking.ts";
 
-/** How DHSA-TF is set up. */
+/** How DHSA is set up. */
 export interface DhsaOptions {
   /** Chunks end at multiples of this. PAGE_TOKENS: pages are read whole; less: in parts, by masks. */
   readonly granule: number;
@@ -51,6 +54,12 @@ export const DHSA_DEFAULTS: DhsaOptions = {
 /** Lists are chosen anew when the cosine to the query that chose them falls below this (algorithms.md A.6). */
 const TURNED = 0.8;
 
+/**
+ * A chunk whose tokens get less than this part of an even share of the attention is not read: the budget does more good
+ * in a later layer.
+ */
+const LEAST_SHARE = 0.1;
+
 /** Token ranges: from, to, from, to, … */
 type Ranges = number[];
 
@@ -62,17 +71,19 @@ interface Remembered {
   readonly age: number;
   /** The query that chose them. */
   readonly query: Float32Array;
-  /** Per list, the chunks that were chosen. */
-  readonly chosen: Ranges[];
+  /** Per list, the chunks that were chosen; undefined until they are. */
+  chosen: Ranges[] | undefined;
 }
 
-/** The chunks of one layer as one list of heads sees them. */
-interface Candidates {
-  readonly chunks: ChunkTable;
-  /** (nBlocks, nLists, headDim). */
-  readonly queries: Float32Array;
-  /** (nChunks, nLists, headDim). */
-  readonly features: Float32Array;
+/** One block of queries in one list: what it may see and must read, and the chunks it can choose among. */
+interface Row extends RowBounds {
+  /** The page of the oldest visible token begins here. */
+  readonly firstPage: number;
+  /** Chunks [firstChunk, nKnown) have visible tokens and had ended when the block's last query was there. */
+  readonly firstChunk: number;
+  readonly nKnown: number;
+  /** Where the last of them ends. */
+  readonly tail: number;
 }
 
 export class DhsaPolicy implements SelectionPolicy {
@@ -84,6 +95,8 @@ export class DhsaPolicy implements SelectionPolicy {
   readonly #nLists: number;
   readonly #ranking = new Ranking();
   readonly #remembered = new WeakMap<KeyFeatures, Map<number, Remembered>>();
+  /** Of a call's blocks, the tokens that its layers so far could have read and did not. */
+  readonly #unspent = new WeakMap<QueryBlocks, Float64Array>();
 
   constructor(
     private readonly shape: AttentionShape,
@@ -91,97 +104,148 @@ export class DhsaPolicy implements SelectionPolicy {
   ) {
     this.#options = { ...DHSA_DEFAULTS, ...options };
     const { granule, boundaryLayer, headMode } = this.#options;
-    this.needs = { pooled: { granule, boundaryLayer } };
+    this.needs = { pooled: { granule, boundaryLayer }, estimates: true };
     this.#nLists = headMode === "layer" ? 1 : shape.nKvHeads;
   }
 
-  select(
-    layer: number,
-    blocks: QueryBlocks,
-    budget: Budget,
-    { querySums, keys }: LayerView = {},
-  ): Selection[] {
-    if (!querySums || !keys) throw internalError("dhsa without pooled queries and keys");
-    const { nHeads, nKvHeads, headDim } = this.shape;
-    const window = this.shape.window[layer];
-    // Per list, the bounds of each block.
-    const bounds = Array.from({ length: this.#nLists }, (_, list) => {
-      const own = this.#nLists === 1 ? budget : headBudget(budget, this.shape, layer, list);
-      return Array.from({ length: blockCount(blocks) }, (_, b) => rowBounds(blocks, b, own, window));
-    });
-    const rows = new PageRows(blocks.qStart + blocks.qLen);
-    const isNeeded = bounds.flat().some(({ isDense }) => !isDense);
-    const candidates: Candidates = {
-      chunks: keys.chunks(layer),
-      queries: sumHeads(querySums, headDim, nHeads / this.#nLists),
-      features: isNeeded
-        ? sumHeads(keys.chunkFeatures(layer), headDim, nKvHeads / this.#nLists)
-        : NO_FEATURES,
-    };
+  select(layer: number, blocks: QueryBlocks, budget: Budget, view: LayerView = {}): Selection[] {
+    const { querySums, keys, estimate } = view;
+    if (!querySums || !keys || !estimate) throw internalError("dhsa without pooled queries and keys");
+    const table = this.#rows(layer, blocks, budget, keys.chunks(layer));
+    const isNeeded = table.some(({ isDense }) => !isDense);
     const remembered =
-      blocks.qLen === 1 && isNeeded ? this.#recall(keys, layer, blocks.qStart, candidates) : undefined;
-    for (let list = 0; list < this.#nLists; list++)
-      for (const [b, row] of bounds[list]!.entries()) {
-        const chosen = this.#fillRow(rows, row, b, list, candidates, remembered?.chosen[list]);
-        if (remembered) remembered.chosen[list] = chosen;
-        rows.close(row.end);
-      }
+      blocks.qLen === 1 && isNeeded ? this.#recall(keys, layer, blocks.qStart, querySums) : undefined;
+    let chosen = remembered?.chosen;
+    if (!chosen) {
+      chosen = table.map((): Ranges => []);
+      if (isNeeded) this.#choose(chosen, table, keys, layer, blocks, estimate);
+      if (remembered) remembered.chosen = chosen;
+    }
+    const rows = new PageRows(blocks.qStart + blocks.qLen);
+    for (const [i, row] of table.entries()) {
+      rows.force(row);
+      const ranges = chosen[i]!;
+      for (let j = 0; j < ranges.length; j += 2) rows.add(ranges[j]!, ranges[j + 1]!);
+      rows.close(row.end);
+    }
     return [rows.finish(layer, this.shape, blocks, this.#nLists === 1)];
   }
 
-  /** Puts block b's tokens into the row; returns the chunks among them that were chosen, now or when `known` was. */
-  #fillRow(
-    rows: PageRows,
-    row: RowBounds,
-    b: number,
-    list: number,
-    candidates: Candidates,
-    known: Ranges | undefined,
-  ): Ranges {
-    const { ends, knownAt } = candidates.chunks;
-    const nKnown = countAtMost(knownAt, row.end);
-    const tail = nKnown === 0 ? 0 : ends[nKnown - 1]!;
-    const firstPage = row.oldest - (row.oldest % PAGE_TOKENS);
-    const forcedFrom = Math.max(firstPage, Math.min(row.forcedFrom, tail - (tail % PAGE_TOKENS)));
-    let rest = row.keys - rows.force({ ...row, forcedFrom });
-    if (row.isDense) return [];
-    if (known) {
-      for (let i = 0; i < known.length; i += 2) rows.add(known[i]!, known[i + 1]!);
-      return known;
-    }
-    const chosen: Ranges = [];
-    for (const c of this.#rank(candidates, b, list, nKnown, firstPage, forcedFrom)) {
-      // The best chunk is read whatever it costs: a budget that is all neighbourhood would find nothing.
-      const isBest = chosen.length === 0;
-      if (rest < this.#options.granule && !isBest) break;
-      const from = Math.max(firstPage, c === 0 ? 0 : ends[c - 1]!);
-      const to = ends[c]!;
-      const cost = rows.countNew(from, to);
-      if (cost === 0 || (cost > rest && !isBest)) continue;
-      rest -= rows.add(from, to);
-      chosen.push(from, to);
-    }
-    return chosen;
+  /** (nLists, nBlocks): what each row is bound to. */
+  #rows(layer: number, blocks: QueryBlocks, budget: Budget, { ends, knownAt }: ChunkTable): Row[] {
+    const window = this.shape.window[layer];
+    return Array.from({ length: this.#nLists }, (_, list) => {
+      const own = this.#nLists === 1 ? budget : headBudget(budget, this.shape, layer, list);
+      return Array.from({ length: blockCount(blocks) }, (_, b): Row => {
+        const bounds = rowBounds(blocks, b, own, window);
+        const nKnown = countAtMost(knownAt, bounds.end);
+        const tail = nKnown === 0 ? 0 : ends[nKnown - 1]!;
+        const firstPage = bounds.oldest - (bounds.oldest % PAGE_TOKENS);
+        const forcedFrom = Math.max(firstPage, Math.min(bounds.forcedFrom, tail - (tail % PAGE_TOKENS)));
+        const firstChunk = Math.min(countAtMost(ends, firstPage), nKnown);
+        return { ...bounds, forcedFrom, firstPage, firstChunk, nKnown, tail };
+      });
+    }).flat();
   }
 
-  /** The chunks with tokens in [from, to), best first. */
-  #rank(
-    { chunks: { ends }, queries, features }: Candidates,
-    b: number,
-    list: number,
-    nKnown: number,
-    from: number,
-    to: number,
-  ): Iterable<number> {
-    const { headDim } = this.shape;
-    const stride = this.#nLists * headDim;
-    this.#ranking.clear();
-    for (let c = countAtMost(ends, from); c < nKnown && (c === 0 ? 0 : ends[c - 1]!) < to; c++)
-      this.#ranking.add(
-        c,
-        dot(queries, b * stride + list * headDim, features, c * stride + list * headDim, headDim),
+  /** Fills `chosen`, (nLists, nBlocks), with the chunks that rows read beyond what they are forced to. */
+  #choose(
+    chosen: Ranges[],
+    table: readonly Row[],
+    keys: KeyFeatures,
+    layer: number,
+    blocks: QueryBlocks,
+    estimate: (runs: KeyRuns) => RunMasses,
+  ): void {
+    const nBlocks = blockCount(blocks);
+    const { ends } = keys.chunks(layer);
+    const runs = this.#keyRuns(table.slice(0, nBlocks), keys, layer);
+    const masses = estimate(runs);
+    let unspent = this.#unspent.get(blocks);
+    if (!unspent) {
+      unspent = new Float64Array(nBlocks);
+      this.#unspent.set(blocks, unspent);
+    }
+    for (let b = 0; b < nBlocks; b++) {
+      const lists = Array.from({ length: this.#nLists }, (_, list) => list).filter(
+        (list) => !table[list * nBlocks + b]!.isDense,
       );
-    return this.#ranking.descending();
+      if (lists.length === 0) continue;
+      const rowOf = (list: number) => table[list * nBlocks + b]!;
+      const take = (list: number, c: number): number => {
+        const [from, to] = unforced(rowOf(list), c === 0 ? 0 : ends[c - 1]!, ends[c]!);
+        chosen[list * nBlocks + b]!.push(from, to);
+        return to - from;
+      };
+      const meanKeys = lists.reduce((sum, list) => sum + rowOf(list).keys, 0) / lists.length;
+      const least = LEAST_SHARE / (rowOf(lists[0]!).end - rowOf(lists[0]!).oldest);
+      let purse = unspent[b]!;
+      this.#ranking.clear();
+      for (const list of lists) {
+        const row = rowOf(list);
+        purse += row.keys - forcedTokens(row);
+        // A list with a larger budget of its own counts for more.
+        const weight = row.keys / meanKeys;
+        let best = -1;
+        let bestShare = -Infinity;
+        for (let c = row.firstChunk; c < row.nKnown; c++) {
+          const start = c === 0 ? 0 : ends[c - 1]!;
+          const [from, to] = unforced(row, start, ends[c]!);
+          if (from >= to) continue;
+          const share = weight * this.#massOf(masses, runs.nRuns, b, list, c) * perToken(ends[c]! - start);
+          if (share >= least) this.#ranking.add(c * this.#nLists + list, share);
+          if (share > bestShare) [best, bestShare] = [c, share];
+        }
+        // The best chunk is read whatever it costs: a budget that is all neighbourhood would find nothing.
+        if (best >= 0) purse -= take(list, best);
+      }
+      for (const index of this.#ranking.descending()) {
+        if (purse < this.#options.granule) break;
+        const list = index % this.#nLists;
+        const c = Math.floor(index / this.#nLists);
+        const [from, to] = unforced(rowOf(list), c === 0 ? 0 : ends[c - 1]!, ends[c]!);
+        const isTaken = chosen[list * nBlocks + b]![0] === from;
+        if (to - from > purse || isTaken) continue;
+        purse -= take(list, c);
+      }
+      unspent[b] = Math.max(0, purse);
+    }
+  }
+
+  /** The chunks of a layer, and in granules what no chunk had when the blocks' last queries were there. */
+  #keyRuns(rows: readonly Row[], keys: KeyFeatures, layer: number): KeyRuns {
+    const { granule } = this.#options;
+    const { ends } = keys.chunks(layer);
+    const chunks = keys.chunkFeatures(layer);
+    const choosing = rows.filter(({ isDense }) => !isDense);
+    const tailFrom = Math.min(...choosing.map((row) => Math.max(row.tail, row.firstPage))) / granule;
+    const tailTo = Math.floor(Math.max(...choosing.map(({ end }) => end)) / granule);
+    const tail = keys.granuleSums(layer).subarray(tailFrom * keys.width, tailTo * keys.width);
+    const nRuns = ends.length + Math.max(0, tailTo - tailFrom);
+    const features = new Float32Array(nRuns * keys.width);
+    features.set(chunks);
+    const root = Math.sqrt(granule);
+    for (let i = 0; i < tail.length; i++) features[chunks.length + i] = tail[i]! / root;
+    const lengths = new Float32Array(nRuns).fill(granule);
+    for (const [c, end] of ends.entries()) lengths[c] = end - (c === 0 ? 0 : ends[c - 1]!);
+    const visible = new Uint32Array(4 * rows.length);
+    const inTail = (token: number) => ends.length + Math.floor(token / granule) - tailFrom;
+    for (const [b, row] of rows.entries())
+      if (!row.isDense)
+        visible.set(
+          [row.firstChunk, row.nKnown, inTail(Math.max(row.tail, row.firstPage)), inTail(row.end)],
+          4 * b,
+        );
+    return { nRuns, features, lengths, visible };
+  }
+
+  /** Estimated attention of block b on chunk c, of the KV heads of a list. */
+  #massOf(masses: RunMasses, nRuns: number, b: number, list: number, c: number): number {
+    const { nKvHeads } = this.shape;
+    if (this.#nLists > 1) return masses[(b * nKvHeads + list) * nRuns + c]!;
+    let sum = 0;
+    for (let h = 0; h < nKvHeads; h++) sum += masses[(b * nKvHeads + h) * nRuns + c]!;
+    return sum / nKvHeads;
   }
 
   /** The lists of the token before, if they still serve; else none, to be filled. */
@@ -189,8 +253,10 @@ export class DhsaPolicy implements SelectionPolicy {
     keys: KeyFeatures,
     layer: number,
     position: number,
-    { queries }: Candidates,
+    querySums: Float32Array,
   ): Remembered | undefined {
+    const { headDim, nHeads } = this.shape;
+    const queries = sumHeads(querySums, headDim, nHeads / this.#nLists);
     if (this.#options.refreshEvery <= 1) return undefined;
     const layers = this.#remembered.get(keys) ?? new Map<number, Remembered>();
     this.#remembered.set(keys, layers);
@@ -202,13 +268,29 @@ export class DhsaPolicy implements SelectionPolicy {
       cosine(last.query, queries) >= TURNED;
     const now: Remembered = serves
       ? { ...last, position, age: last.age + 1 }
-      : { position, age: 1, query: queries.slice(), chosen: [] };
+      : { position, age: 1, query: queries.slice(), chosen: undefined };
     layers.set(layer, now);
     return now;
   }
 }
 
-const NO_FEATURES = new Float32Array(0);
+/**
+ * What a chunk's attention is divided by to compare it: its length, but the less the longer it is, as the mean of n keys
+ * shows an n-th of one that stands out (sqrt(n), as in algorithms.md A.4). Exact for PAGE_TOKENS.
+ */
+function perToken(length: number): number {
+  return 1 / Math.sqrt(PAGE_TOKENS * length);
+}
+
+/** What of tokens [from, to) a row sees and is not forced to read anyway: one range, empty where from >= to. */
+function unforced({ firstPage, sinksEnd, forcedFrom }: Row, from: number, to: number): [number, number] {
+  return [Math.max(from, firstPage, sinksEnd), Math.min(to, forcedFrom)];
+}
+
+/** Tokens that a row is forced to read. */
+function forcedTokens({ firstPage, sinksEnd, forcedFrom, end }: Row): number {
+  return Math.max(0, Math.min(sinksEnd, forcedFrom) - firstPage) + end - forcedFrom;
+}
 
 /** How many entries of an ascending list are at most `x`. */
 function countAtMost(list: readonly number[], x: number): number {

@@ -98,3 +98,21 @@ export function assertFiniteRows(
     `${what} of layer ${layer}, page ${Math.floor(token / PAGE_TOKENS)}: ${rows[bad]} at token ${token}, column ${bad % width}`,
   );
 }
+
+/**
+ * The same where only the sums over each page's rows are at hand, (nPages, width), the first page being `firstPage`: a
+ * value that is not finite makes its page's sum so.
+ */
+export function assertFinitePages(
+  layer: number,
+  what: "keys" | "values",
+  sums: Float32Array,
+  width: number,
+  firstPage: number,
+): void {
+  const bad = sums.findIndex((x) => !Number.isFinite(x));
+  if (bad < 0) return;
+  throw new Error(
+    `${what} of layer ${layer}, page ${firstPage + Math.floor(bad / width)}: ${sums[bad]} in the sum of column ${bad % width}`,
+  );
+}

@@ -9,7 +9,8 @@
 
 import { internalError } from "../errors.ts";
 import type { CacheCompanion } from "../kv/paged-cache.ts";
-import { BoundaryDetector, type ChunkTable, FixedChunks } from "./boundaries.ts";
+import { BoundaryDetector, type BoundaryScore, type ChunkTable, FixedChunks } from "./boundaries.ts";
+import { KeyNovelty } from "./key-novelty.ts";
 
 /** What is to be remembered. */
 export interface FeatureShape {
@@ -23,6 +24,8 @@ export interface FeatureShape {
    * undefined, have fixed chunks of FIXED_CHUNK tokens.
    */
   readonly boundaryLayer?: number | undefined;
+  /** Scores the ends of chunks, as before token 0. @default training-free (key-novelty.ts) */
+  readonly boundaryScore?: BoundaryScore | undefined;
 }
 
 /** Tokens of a chunk where no boundaries are detected. */
@@ -51,14 +54,19 @@ export class KeyFeatures implements CacheCompanion {
   #committed = 0;
 
   constructor(readonly shape: FeatureShape) {
-    const { nLayers, nKvHeads, headDim, granule, boundaryLayer } = shape;
+    const { nLayers, nKvHeads, headDim, granule, boundaryLayer, boundaryScore } = shape;
     this.#layers = Array.from({ length: nLayers }, () => ({
       sums: new Float32Array(0),
       nTokens: 0,
       committedTail: undefined,
       chunks: { n: 0, features: new Float32Array(0) },
     }));
-    if (boundaryLayer !== undefined) this.#detector = new BoundaryDetector(nKvHeads, headDim, granule);
+    if (boundaryLayer !== undefined)
+      this.#detector = new BoundaryDetector(
+        nKvHeads * headDim,
+        granule,
+        boundaryScore ?? new KeyNovelty(nKvHeads, headDim),
+      );
   }
 
   /** Host memory held. */

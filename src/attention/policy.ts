@@ -8,6 +8,7 @@
  * A selection is a set: a page listed twice would double its softmax weight and is a bug.
  */
 
+import type { KeyRuns, RunMasses } from "./estimate.ts";
 import type { KeyFeatures } from "./key-features.ts";
 
 /** Shape facts a policy may need. */
@@ -74,7 +75,9 @@ export interface Selection {
 export interface PolicyNeeds {
   /** Pooled queries and keys, the keys in runs of `granule` tokens (a divisor of PAGE_TOKENS). */
   readonly pooled?: { readonly granule: number; readonly boundaryLayer?: number | undefined };
-  /** Exact attention of sampled rows. Only where keys are in WASM memory. */
+  /** Attention estimated from pooled keys (`LayerView.estimate`). */
+  readonly estimates?: boolean | undefined;
+  /** Exact attention of sampled rows. */
   readonly sampleRows?: ((blocks: QueryBlocks) => Uint32Array) | undefined;
 }
 
@@ -87,6 +90,8 @@ export interface LayerView {
   /** Keys of the sequence up to this call's last token, pooled. */
   readonly keys?: KeyFeatures | undefined;
   readonly masses?: SampledMasses | undefined;
+  /** The call's attention on runs of keys, from their means: of each query, or of means of a few, as the device can. */
+  readonly estimate?: ((runs: KeyRuns) => RunMasses) | undefined;
 }
 
 /** Attention probabilities of sampled query rows, summed over rows and the query heads of each KV head. */

@@ -12,7 +12,8 @@
  * Everything may be asynchronous because a GPU read-back is; WASM returns plain values, which `await` accepts.
  */
 
-import type { QueryBlocks, SampledMasses, Selection } from "../attention/policy.ts";
+import type { KeyRuns, RunMasses } from "../attention/estimate.ts";
+import type { AttentionShape, QueryBlocks, SampledMasses, Selection } from "../attention/policy.ts";
 import type { TensorInfo } from "../gguf/reader.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
 
@@ -92,6 +93,17 @@ export interface Ops {
    * from `first`, (width), which lies on the host, the others from zero.
    */
   pool(x: Tensor, ends: Uint32Array, first: Float32Array): Tensor;
+  /**
+   * Attention of each block's queries on runs of keys, estimated from their means (src/attention/estimate.ts), of every
+   * query. Absent where the result would have to be read back.
+   */
+  estimateMasses?(
+    q: Tensor,
+    blocks: QueryBlocks,
+    runs: KeyRuns,
+    shape: Pick<AttentionShape, "nHeads" | "nKvHeads" | "headDim">,
+    scale: number,
+  ): RunMasses;
   /** Copies x to the host, (nTokens * width). This and `readAll` are where results leave the device. */
   read(x: Tensor): Promise<Float32Array> | Float32Array;
   /** Copies several tensors to the host in one crossing. */
@@ -138,9 +150,9 @@ export interface AttentionOps {
   readonly boundary?: number;
   /**
    * Appends k and v, and computes the attention probabilities of sampled rows (indices of the call's tokens) exactly.
-   * Absent where keys are not in WASM memory.
+   * From a GPU each row's share of every page is read back.
    */
-  sampleMasses?(call: UnselectedCall, rows: Uint32Array): SampledMasses;
+  sampleMasses(call: UnselectedCall, rows: Uint32Array): Promise<SampledMasses> | SampledMasses;
   /** Bytes held for pages in use and for scratch. */
   memory(): { kv: number; scratch: number };
   dispose(): void;

@@ -9,6 +9,7 @@ import { chooseWasm } from "../backend/wasm/variant.ts";
 import { WasmAttention } from "../backend/wasm/wasm-attention.ts";
 import { WasmOps } from "../backend/wasm/wasm-ops.ts";
 import { HybridAttention } from "../backend/webgpu/hybrid-attention.ts";
+import { SPARSE_BUDGET } from "../engine/attention-plans.ts";
 import { openGpu } from "../engine/gpu.ts";
 import { nodeHost } from "../host/node.ts";
 import { checkNumber, checkOneOf } from "../option-checks.ts";
@@ -72,7 +73,7 @@ export async function benchAttention(args: readonly string[]): Promise<void> {
     : new WasmAttention(ops, kvShape);
   try {
     const shape: AttentionShape = { ...HEADS, window: [undefined] };
-    const budget = { tokens: 256, fraction, sinks: 32, local: 128, denseBelow: 0 };
+    const budget = { ...SPARSE_BUDGET, fraction };
     const rows: Row[] = [];
     for (const length of lengths) {
       const policy = createPolicy(name, shape, HEADS.headDim ** -0.5);

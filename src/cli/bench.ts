@@ -9,7 +9,7 @@ import { loadArgument, MODEL_OPTIONS } from "./model-argument.ts";
 export const BENCH_USAGE =
   "inlay bench MODEL [--prompt-tokens 512,4096] [--contexts 0,4096,16384] [--decode-tokens N] [--runs N]\n" +
   "          [--device …] [--threads N] [--context N] [--attention POLICY] [--budget B] [--head-budgets FILE]\n" +
-  "          [--kv FORMAT] [--json]\n" +
+  "          [--boundaries FILE] [--kv FORMAT] [--json]\n" +
   `  ${BENCH_ATTENTION_USAGE}`;
 
 const OPTIONS = {

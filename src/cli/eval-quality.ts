@@ -11,16 +11,17 @@ import { openSources } from "../gguf/source.ts";
 import { nodeHost } from "../host/node.ts";
 import { openPaths, shardPaths } from "../host/node-files.ts";
 import type { CacheFormat } from "../kv/page.ts";
+import { readBoundaryPredictor } from "../model/boundary-file.ts";
 import { checkNumber, checkOneOf } from "../option-checks.ts";
 import { checkHeadBudgets } from "../options.ts";
 import { readArguments, UsageError } from "./arguments.ts";
-import { modelSource, readHeadBudgets } from "./model-argument.ts";
+import { modelSource, readBoundaries, readHeadBudgets } from "./model-argument.ts";
 import { ProgressBar } from "./progress-bar.ts";
 
 export const EVAL_QUALITY_USAGE =
   "inlay eval MODEL --perplexity TEXTFILE [--tokens N] [--skip CHARACTERS] [--attention dense,dhsa,…]\n" +
   "          [--budget 0.25,0.125] [--kv f16,q4,…] [--chunk N] [--svg FILE] [--head-budgets FILE]\n" +
-  "          [--save-head-budgets FILE] [--device wasm|hybrid] [--threads N] [--json]";
+  "          [--save-head-budgets FILE] [--boundaries FILE] [--device wasm|hybrid] [--threads N] [--json]";
 
 const OPTIONS = {
   perplexity: "string",
@@ -32,6 +33,7 @@ const OPTIONS = {
   chunk: "integer",
   "head-budgets": "string",
   "save-head-budgets": "string",
+  boundaries: "string",
   svg: "string",
   device: "string",
   threads: "integer",
@@ -65,6 +67,7 @@ export async function evalQuality(args: readonly string[], signal: AbortSignal):
   const headFile = options["head-budgets"];
   const headFactors =
     headFile === undefined ? null : checkHeadBudgets("--head-budgets", await readHeadBudgets(headFile));
+  const predictor = await readBoundaries(options.boundaries);
   const bar = new ProgressBar();
   const argument = modelSource(positionals[0]!);
   const isPath = typeof argument === "string" && !/^[a-z][a-z0-9+.-]+:/i.test(argument);
@@ -83,6 +86,7 @@ export async function evalQuality(args: readonly string[], signal: AbortSignal):
       cases: qualityCases(policies, budgets, formats),
       chunk,
       headBudgets: headFactors,
+      boundaryScore: predictor && (await readBoundaryPredictor(openSources(predictor), model.config, signal)),
       signal,
       onProgress: (done, total) =>
         bar.update(`run ${Math.min(total, Math.floor(done) + 1)} of ${total}`, done / total),
@@ -129,13 +133,13 @@ function table(title: string, { tokens, chunk, positions, reference, results }: 
     ({ policy, budget, kv, perplexity, kl, sameTop, recall, pagesRead, kvBytesPerToken }) =>
       `  ${policy.padEnd(15)}${share(policy === "dense" ? undefined : budget, 2)} ${kv.padStart(4)}` +
       `${perplexity.toPrecision(5).padStart(11)}${kl.toExponential(2).padStart(11)}${share(sameTop)}` +
-      `${share(recall?.mean)}${share(recall?.p5)}${share(recall?.min)}${share(pagesRead)}` +
+      `${share(recall?.mean)}${share(recall?.attainable)}${share(recall?.p5)}${share(recall?.min)}${share(pagesRead)}` +
       `${Math.round(kvBytesPerToken).toString().padStart(9)}\n`,
   );
   return (
     `${title}: ${tokens} tokens in calls of ${chunk}, the last ${positions} positions counted; ` +
     `dense f16 has perplexity ${reference.perplexity.toPrecision(5)}\n` +
-    "  policy            budget   kv perplexity    KL nats same top     kept   worst 5    least    pages  B/token\n" +
+    "  policy            budget   kv perplexity    KL nats same top     kept     best   worst 5    least    pages  B/token\n" +
     rows.join("")
   );
 }

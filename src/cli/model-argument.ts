@@ -17,6 +17,7 @@ export const MODEL_OPTIONS = {
   "decode-attention": "string",
   budget: "number",
   "head-budgets": "string",
+  boundaries: "string",
   kv: "string",
   context: "integer",
 } as const;
@@ -44,6 +45,16 @@ export async function readHeadBudgets(file: string | undefined): Promise<number[
   }
 }
 
+/** The bytes of a boundary predictor. */
+export async function readBoundaries(file: string | undefined): Promise<ArrayBuffer | undefined> {
+  if (file === undefined) return undefined;
+  try {
+    return Uint8Array.from(await readFile(file)).buffer;
+  } catch (cause) {
+    throw new InlayError("source-failed", `cannot read ${file}: ${cause}`, { file }, { cause });
+  }
+}
+
 /** Loads the model with a progress bar. */
 export async function loadArgument(
   argument: string,
@@ -61,6 +72,7 @@ export async function loadArgument(
         decode: options["decode-attention"] as DecodeAttention | undefined,
         budget: options.budget,
         headBudgets: await readHeadBudgets(options["head-budgets"]),
+        boundaries: await readBoundaries(options.boundaries),
       },
       kvCache: { format: options.kv as KvFormat | undefined },
       contextLength: options.context,

@@ -15,7 +15,7 @@ export const RUN_USAGE =
   "inlay run MODEL --prompt TEXT [--raw | --chat] [--system TEXT] [--pinned FILE.inlaykv] [--max-tokens N]\n" +
   "          [--temperature T] [--top-k K] [--top-p P] [--min-p P] [--seed S] [--stop TEXT] [--device auto|wasm|hybrid|webgpu]\n" +
   "          [--threads N] [--context N] [--attention POLICY] [--decode-attention POLICY] [--budget B]\n" +
-  "          [--head-budgets FILE] [--kv FORMAT] [--json]";
+  "          [--head-budgets FILE] [--boundaries FILE] [--kv FORMAT] [--json]";
 
 const OPTIONS = {
   ...MODEL_OPTIONS,

@@ -1,5 +1,6 @@
 /** From the `attention` options to the policies that read prompts and write answers. */
 
+import type { BoundaryScore } from "../attention/boundaries.ts";
 import type { PolicyName } from "../attention/names.ts";
 import { createPolicy } from "../attention/policies.ts";
 import type { Budget, SelectionPolicy } from "../attention/policy.ts";
@@ -16,26 +17,27 @@ export interface AttentionPlans {
   readonly decode: AttentionPlan;
 }
 
-/** Tokens that a sparse method always reads: the first page, and the neighbourhood of the block. */
-const SINKS = 32;
-const LOCAL = 128;
+/**
+ * Prefill with a sparse method: what is always read is the first page and the neighbourhood of the block; no budget is
+ * smaller than `tokens`, or it would be little else.
+ */
+export const SPARSE_BUDGET = { tokens: 256, sinks: 32, local: 64, denseBelow: 0 } as const;
 /** Generated tokens nearest to the one being generated (algorithms.md A.6). */
 const DECODE_LOCAL = 512;
-/** No budget is smaller: it would be all sinks and neighbourhood. */
-const LEAST_TOKENS = 256;
 
 /**
- * Up to this many keys "auto" is dense. Attention breaks even at about 1K tokens and is 2.6 times as fast at 2K in WASM
+ * Up to this many keys "auto" is dense. Attention breaks even at about 1K tokens and is twice as fast at 2K in WASM
  * (bench/attention.ts); below that, prefill as a whole gains too little to be worth any loss.
  */
 export const AUTO_DENSE_BELOW = 2048;
 
-/** Plans for a model on a device. Throws `invalid-option` where the device cannot run a policy. */
+/** Plans for a model on a device; `boundaryScore` as in `FeatureShape`. Throws `invalid-option` for head budgets of other heads. */
 export function attentionPlans(
   config: ModelConfig,
   contextLength: number,
-  { attention }: Pick<EngineOptions, "attention">,
-  device: Pick<DevicePair, "kind" | "attention">,
+  { attention }: { readonly attention: Omit<EngineOptions["attention"], "boundaries"> },
+  { kind }: Pick<DevicePair, "kind">,
+  boundaryScore?: BoundaryScore,
 ): AttentionPlans {
   const shape = attentionShape(config);
   const perKvHead = headFactors(config, attention.headBudgets);
@@ -44,23 +46,17 @@ export function attentionPlans(
     const asked = attention[option];
     const isAuto = asked === "auto";
     const policy = make(isAuto ? auto : asked);
-    if (policy.needs?.sampleRows && !device.attention.sampleMasses)
-      throw new InlayError(
-        "invalid-option",
-        `attention.${option} is ${JSON.stringify(asked)}, but device ${JSON.stringify(device.kind)} does not sample ` +
-          'attention; use "dhsa", or device "wasm"',
-        { option: `attention.${option}`, value: asked, device: device.kind },
-      );
     const budget = budgetOf(policy, option, attention.budget, isAuto ? AUTO_DENSE_BELOW : 0);
     return { policy, budget: { ...budget, perKvHead } };
   };
   // A context that never leaves the dense range needs no features of its keys. On device "webgpu" a sparse policy reads
   // something back in every layer; whether that pays has been measured on software adapters only.
-  const isSparse = contextLength > AUTO_DENSE_BELOW && device.kind !== "webgpu";
+  const isSparse = contextLength > AUTO_DENSE_BELOW && kind !== "webgpu";
   const prefill = open("prefill", isSparse ? "dhsa" : "dense");
   const decode = open("decode", "dense");
   // Keys are remembered in both phases for whichever reads them: the next prompt goes on from this answer.
-  const features = prefill.policy.needs?.pooled ?? decode.policy.needs?.pooled;
+  const pooled = prefill.policy.needs?.pooled ?? decode.policy.needs?.pooled;
+  const features = pooled && { ...pooled, boundaryScore };
   return { prefill: { ...prefill, features }, decode: { ...decode, features } };
 }
 
@@ -73,8 +69,8 @@ function budgetOf(
   denseBelow: number,
 ): Budget {
   if (policy.name === "dense") return EVERYTHING;
-  const local = phase === "prefill" ? LOCAL : DECODE_LOCAL;
-  return { tokens: LEAST_TOKENS, fraction, sinks: SINKS, local, denseBelow };
+  const local = phase === "prefill" ? SPARSE_BUDGET.local : DECODE_LOCAL;
+  return { ...SPARSE_BUDGET, fraction, local, denseBelow };
 }
 
 /** Throws `invalid-option` where the factors are not those of this model's heads. */

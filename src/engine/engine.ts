@@ -3,6 +3,7 @@
  * It knows nothing of workers; src/rpc/ puts it behind one.
  */
 
+import type { BoundaryScore } from "../attention/boundaries.ts";
 import { WasmModule } from "../backend/wasm/module.ts";
 import { PageConverter } from "../backend/wasm/page-converter.ts";
 import { ThreadPool } from "../backend/wasm/threads.ts";
@@ -20,9 +21,10 @@ import type { GenerateRequest, Prompt } from "../generate/request.ts";
 import { anySignal } from "../gguf/abort.ts";
 import { Fingerprinter } from "../gguf/fingerprint.ts";
 import { type ModelFile, openModelFile } from "../gguf/model-file.ts";
-import type { ByteSource } from "../gguf/source.ts";
+import { type ByteSource, openSources } from "../gguf/source.ts";
 import type { Host } from "../host/host.ts";
 import { isQuantized } from "../kv/quantize.ts";
+import { readBoundaryPredictor } from "../model/boundary-file.ts";
 import { type ModelConfig, readModelConfig } from "../model/config.ts";
 import type { Transformer } from "../model/forward.ts";
 import { ropeSpec } from "../model/rope.ts";
@@ -110,7 +112,12 @@ export class Engine {
         options,
       });
       cleanups.push(() => device.dispose());
-      const plan = attentionPlans(config, contextLength, options, device);
+      const { boundaries } = options.attention;
+      const boundaryScore =
+        boundaries === null
+          ? undefined
+          : await readBoundaryPredictor(openSources(boundaries), config, signal);
+      const plan = attentionPlans(config, contextLength, options, device, boundaryScore);
       const fingerprinter = new Fingerprinter(file);
       const model = await loadTransformer(fingerprinter.sampled(), inventory, config, device, progress);
       const fingerprint = await fingerprinter.finish();
@@ -128,6 +135,7 @@ export class Engine {
         prompts,
         device,
         plan,
+        boundaryScore,
         reloadWeights: weightReloader(sources, inventory, config),
         model,
         fingerprint,
@@ -210,7 +218,7 @@ export class Engine {
     text: string,
     { policy = "dhsa", budget = 0.25 }: AttentionMapOptions,
   ): Promise<AttentionMap> {
-    const { config, contextLength, device, options } = this.#parts;
+    const { config, contextLength, device, options, boundaryScore } = this.#parts;
     const ids = this.promptIds({ kind: "text", text, parseSpecial: false });
     const most = Math.min(contextLength, MAP_MAX_TOKENS);
     if (ids.length === 0 || ids.length > most)
@@ -221,7 +229,7 @@ export class Engine {
       );
     const { headBudgets } = options.attention;
     const attention = { prefill: policy, decode: "dense", budget, headBudgets } as const;
-    const { prefill } = attentionPlans(config, contextLength, { attention }, device);
+    const { prefill } = attentionPlans(config, contextLength, { attention }, device, boundaryScore);
     const ended = this.#life.signal;
     const release = await this.#queue.enter(ended);
     try {
@@ -316,6 +324,7 @@ interface EngineParts {
   readonly prompts: PromptEncoder;
   readonly device: DevicePair;
   readonly plan: AttentionPlans;
+  readonly boundaryScore: BoundaryScore | undefined;
   readonly reloadWeights: ReloadWeights;
   readonly model: Transformer;
   /** Undefined where there is no WebCrypto. */

@@ -1,6 +1,7 @@
 /** The GPU as the engine uses it: opened, tested before it is trusted, and made anew when it is lost. */
 
-import type { AttendCall, AttentionOps, Tensor } from "../backend/backend.ts";
+import type { SampledMasses } from "../attention/policy.ts";
+import type { AttendCall, AttentionOps, Tensor, UnselectedCall } from "../backend/backend.ts";
 import { GpuDevice } from "../backend/webgpu/device.ts";
 import { type AppendCall, type HostTensors, HybridAttention } from "../backend/webgpu/hybrid-attention.ts";
 import { selfTest } from "../backend/webgpu/self-test.ts";
@@ -101,6 +102,10 @@ export class RecoverableAttention implements AttentionOps {
 
   attend(call: AttendCall): Promise<Tensor> {
     return this.#attention.attend(call);
+  }
+
+  sampleMasses(call: UnselectedCall, rows: Uint32Array): Promise<SampledMasses> {
+    return this.#attention.sampleMasses(call, rows);
   }
 
   append(call: AppendCall): Promise<void> {

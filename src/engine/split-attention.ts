@@ -4,7 +4,8 @@
  * them are attended to on the GPU, which gets each layer's first keys and values when it first needs them.
  */
 
-import type { AttendCall, AttentionOps, Tensor } from "../backend/backend.ts";
+import type { SampledMasses } from "../attention/policy.ts";
+import type { AttendCall, AttentionOps, Tensor, UnselectedCall } from "../backend/backend.ts";
 import type { WasmAttention } from "../backend/wasm/wasm-attention.ts";
 import type { AppendCall } from "../backend/webgpu/hybrid-attention.ts";
 import { internalError } from "../errors.ts";
@@ -88,18 +89,32 @@ export class SplitAttention implements AttentionOps {
   }
 
   async attend(call: AttendCall): Promise<Tensor> {
-    const { qStart, qLen } = call.blocks;
+    const near = await this.#nearCache(call);
+    return near ? this.near.attend({ ...call, cache: near }) : this.far.attend(call);
+  }
+
+  async sampleMasses(call: UnselectedCall, rows: Uint32Array): Promise<SampledMasses> {
+    const near = await this.#nearCache(call);
+    return near ? this.near.sampleMasses({ ...call, cache: near }, rows) : this.far.sampleMasses(call, rows);
+  }
+
+  /** Where the first tokens are, with room for the call's, if it is attended to there; else the GPU has them then. */
+  async #nearCache({
+    cache,
+    blocks: { qStart, qLen },
+    layer,
+  }: UnselectedCall): Promise<PagedCache | undefined> {
     const end = qStart + qLen;
     if (qStart < NEAR_TOKENS && end > NEAR_TOKENS)
       throw internalError(`attention across token ${NEAR_TOKENS}`, { qStart, qLen });
-    const near = call.cache.companion(NearTokens);
+    const near = cache.companion(NearTokens);
     if (!near) throw internalError("a cache of another device was passed to the hybrid pair");
     if (end <= NEAR_TOKENS && near.isComplete(qStart)) {
       near.reserve(qLen);
-      return this.near.attend({ ...call, cache: near.cache });
+      return near.cache;
     }
-    await this.#bring(near, call.cache, call.layer);
-    return this.far.attend(call);
+    await this.#bring(near, cache, layer);
+    return undefined;
   }
 
   memory(): { kv: number; scratch: number } {

@@ -6,9 +6,9 @@
  * counts, where selections choose and pages have left the window.
  */
 
+import type { BoundaryScore } from "../attention/boundaries.ts";
 import type { PolicyName } from "../attention/names.ts";
 import { AttentionTally } from "../attention/tally.ts";
-import type { AttentionOps } from "../backend/backend.ts";
 import { attentionPlans } from "../engine/attention-plans.ts";
 import { Checkpoint } from "../engine/yielding.ts";
 import { InlayError } from "../errors.ts";
@@ -34,6 +34,8 @@ export interface QualityOptions {
   readonly from?: number | undefined;
   /** As `attention.headBudgets`, for every sparse case. @default null */
   readonly headBudgets?: readonly (readonly number[])[] | null | undefined;
+  /** Says where chunks end, for policies that have some. @default training-free */
+  readonly boundaryScore?: BoundaryScore | undefined;
   /** Of the counted queries, every how manieth has its attention measured. @default 7 */
   readonly recallStride?: number | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -48,6 +50,8 @@ export interface Recall {
   readonly p5: number;
   /** The least of one query. */
   readonly min: number;
+  /** The mean if each layer's blocks had read the best pages for their queries, as many as they did read. */
+  readonly attainable: number;
   /** [layer][head]. */
   readonly meanByHead: readonly (readonly number[])[];
   /** [layer][head]: the least of one query. */
@@ -105,7 +109,8 @@ export async function evaluateQuality(
   const positionStride = Math.ceil((ids.length - 1 - from) / room);
   const isCounted = (t: number) => t >= from && t + 1 < ids.length && (t - from) % positionStride === 0;
   const total = cases.length + 1;
-  const text = { ids, chunk, headBudgets: options.headBudgets ?? null, isCounted, signal };
+  const { headBudgets = null, boundaryScore } = options;
+  const text = { ids, chunk, headBudgets, boundaryScore, isCounted, signal };
 
   const reference = new Map<number, Float32Array>();
   let nll = 0;
@@ -126,10 +131,7 @@ export async function evaluateQuality(
   const results: QualityResult[] = [];
   for (const wanted of cases) {
     const stride = options.recallStride ?? DEFAULT_RECALL_STRIDE;
-    const recall =
-      wanted.policy === "dense"
-        ? undefined
-        : new RecallTable(model, (t) => t >= from && (t - from) % stride === 0);
+    const recall = wanted.policy === "dense" ? undefined : new RecallTable(model, from, stride);
     const tally = new AttentionTally();
     const sum = { nll: 0, kl: 0, klMax: 0, same: 0 };
     await readText(
@@ -190,19 +192,19 @@ export function kvBytesPerToken({ config }: Pick<EvalModel, "config">, format: C
 /** As a request would be read, without the dense end of a prompt. */
 function planOf(
   { config, device: kind }: EvalModel,
-  attention: AttentionOps,
   nTokens: number,
   { policy, budget }: QualityCase,
-  headBudgets: readonly (readonly number[])[] | null,
+  { headBudgets, boundaryScore }: Pick<Reading, "headBudgets" | "boundaryScore">,
 ): AttentionPlan {
   const options = { attention: { prefill: policy, decode: "dense", budget, headBudgets } } as const;
-  return attentionPlans(config, nTokens, options, { kind, attention }).prefill;
+  return attentionPlans(config, nTokens, options, { kind }, boundaryScore).prefill;
 }
 
 interface Reading {
   readonly ids: Uint32Array;
   readonly chunk: number;
   readonly headBudgets: readonly (readonly number[])[] | null;
+  readonly boundaryScore: BoundaryScore | undefined;
   isCounted(position: number): boolean;
   onLogits(position: number, logits: Float32Array): void;
   onRead(nTokens: number): void;
@@ -214,14 +216,15 @@ async function readText(
   model: EvalModel,
   wanted: QualityCase,
   watch: Pick<AttentionPlan, "tally" | "observer">,
-  { ids, chunk, headBudgets, isCounted, onLogits, onRead, signal }: Reading,
+  reading: Reading,
 ): Promise<void> {
+  const { ids, chunk, isCounted, onLogits, onRead, signal } = reading;
   const { vocabSize } = model.config;
   const attention = await model.openAttention(wanted.kv);
   const checkpoint = new Checkpoint(signal);
   const cache = attention.createCache();
   try {
-    const plan = { ...planOf(model, attention, ids.length, wanted, headBudgets), ...watch };
+    const plan = { ...planOf(model, ids.length, wanted, reading), ...watch };
     for (let at = 0; at < ids.length; at += chunk) {
       const part = ids.subarray(at, at + chunk);
       const logitsOf = part.some((_, i) => isCounted(at + i)) ? "all" : "none";
@@ -240,12 +243,16 @@ async function readText(
 class RecallTable {
   readonly observe: AttentionRecall["observe"];
   readonly #kept: number[][][];
+  readonly #attainable: number[] = [];
 
-  constructor({ config }: EvalModel, isSampled: (position: number) => boolean) {
+  constructor({ config }: EvalModel, from: number, stride: number) {
     const { nLayers, nHeads } = config;
     this.#kept = Array.from({ length: nLayers }, () => Array.from({ length: nHeads }, () => []));
-    const recall = new AttentionRecall(config, isSampled, ({ layer, head, kept }) =>
-      this.#kept[layer]![head]!.push(kept),
+    const recall = new AttentionRecall(
+      config,
+      (t) => t >= from && (t - from) % stride === 0,
+      ({ layer, head, kept }) => this.#kept[layer]![head]!.push(kept),
+      { from, report: ({ kept }) => this.#attainable.push(kept) },
     );
     this.observe = recall.observe;
   }
@@ -258,6 +265,7 @@ class RecallTable {
       mean: mean(all),
       p5: all[Math.floor(all.length / 20)]!,
       min: all[0]!,
+      attainable: mean(this.#attainable),
       meanByHead: table(mean),
       minByHead: table((kept) => kept.reduce((a, b) => Math.min(a, b), 1)),
     };

@@ -3,23 +3,29 @@
  * sequence's key features up to date, and asks the policy.
  */
 
-import { assertFiniteRows, assertSelection } from "../attention/invariants.ts";
-import { KeyFeatures } from "../attention/key-features.ts";
+import { estimateMasses, queryRunEnds } from "../attention/estimate.ts";
+import { assertFinitePages, assertFiniteRows, assertSelection } from "../attention/invariants.ts";
+import { type FeatureShape, KeyFeatures } from "../attention/key-features.ts";
 import type { AttentionObserver } from "../attention/observer.ts";
-import {
-  type AttentionShape,
-  type Budget,
-  blockCount,
-  type LayerView,
-  type QueryBlocks,
-  type Selection,
-  type SelectionPolicy,
+import type {
+  AttentionShape,
+  Budget,
+  LayerView,
+  QueryBlocks,
+  Selection,
+  SelectionPolicy,
 } from "../attention/policy.ts";
 import type { AttentionTally } from "../attention/tally.ts";
 import type { AttentionOps, Ops, Tensor, UnselectedCall } from "../backend/backend.ts";
 import { isDebug } from "../debug.ts";
-import { internalError } from "../errors.ts";
+import { PAGE_TOKENS, pageCount } from "../kv/page.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
+
+/**
+ * Queries that are averaged where attention is not estimated on the device: their means must be read back, and plain
+ * loops take them.
+ */
+export const ESTIMATED_QUERIES = 8;
 
 /** How a call reads the cache. */
 export interface AttentionPlan {
@@ -29,7 +35,7 @@ export interface AttentionPlan {
    * What is remembered of keys, whichever policy reads them: the same in every call on a cache.
    * @default nothing
    */
-  readonly features?: { readonly granule: number; readonly boundaryLayer?: number | undefined } | undefined;
+  readonly features?: Pick<FeatureShape, "granule" | "boundaryLayer" | "boundaryScore"> | undefined;
   /** Queries at or after this position read everything. @default none */
   readonly denseFrom?: number | undefined;
   /** Counts what is read. */
@@ -66,12 +72,24 @@ export class PageSelector implements Disposable {
     this.#pool(k, each, new Float32Array(k.width), (rows) => features.appendBoundaryKeys(rows));
   }
 
-  /** In debug builds, looks for NaN and infinity in what is about to be cached, unless it would have to leave a GPU. */
+  /**
+   * In debug builds, looks for NaN and infinity in what is about to be cached. From a GPU only sums over pages are read,
+   * with what is read next: before the call's tokens count as cached.
+   */
   async checkRows(layer: number, k: Tensor, v: Tensor): Promise<void> {
-    if (!isDebug || this.ops.device !== "wasm") return;
+    if (!isDebug) return;
     const position = this.blocks.qStart;
-    assertFiniteRows(layer, "keys", await this.ops.read(k), k.width, position);
-    assertFiniteRows(layer, "values", await this.ops.read(v), v.width, position);
+    const parts = [
+      ["keys", k],
+      ["values", v],
+    ] as const;
+    for (const [what, rows] of parts)
+      if (this.ops.device === "wasm")
+        assertFiniteRows(layer, what, await this.ops.read(rows), rows.width, position);
+      else
+        this.#pool(rows, pageEnds(position, rows.nTokens), new Float32Array(rows.width), (sums) =>
+          assertFinitePages(layer, what, sums, rows.width, Math.floor(position / PAGE_TOKENS)),
+        );
   }
 
   /** What each block of a layer reads. Queries and keys are rotated, and the cache has room for them. */
@@ -116,30 +134,68 @@ export class PageSelector implements Disposable {
     const { needs } = this.plan.policy;
     if (!needs) return {};
     const { attention } = this;
-    if (needs.sampleRows && !attention.sampleMasses)
-      throw internalError(`policy ${this.plan.policy.name} on a device without sampled attention`);
     let querySums: Float32Array | undefined;
+    let estimate: LayerView["estimate"];
     if (needs.pooled) {
-      const { qLen, blockSize } = this.blocks;
-      const ends = Uint32Array.from({ length: blockCount(this.blocks) }, (_, b) =>
-        Math.min((b + 1) * blockSize, qLen),
+      const canEstimate = this.ops.estimateMasses !== undefined;
+      const runs = queryRunEnds(
+        this.blocks,
+        needs.estimates && !canEstimate ? ESTIMATED_QUERIES : this.blocks.blockSize,
       );
-      this.#pool(call.q, ends, new Float32Array(call.q.width), (rows) => {
-        querySums = rows;
+      let rows: Float32Array | undefined;
+      this.#pool(call.q, runs.ends, new Float32Array(call.q.width), (sums) => {
+        rows = sums;
       });
       await this.collect();
+      querySums = sumRuns(rows!, runs.rowEnds, call.q.width);
+      if (needs.estimates) estimate = this.#estimator(call, rows!, runs);
     }
     return {
       keys: this.#features,
       querySums,
-      masses: needs.sampleRows && attention.sampleMasses?.(call, needs.sampleRows(this.blocks)),
+      estimate,
+      masses: needs.sampleRows && (await attention.sampleMasses(call, needs.sampleRows(this.blocks))),
     };
+  }
+
+  /** On the device from each query, else from means of a few. `rows`: sums of the runs of queries. */
+  #estimator(
+    { q, scale }: UnselectedCall,
+    rows: Float32Array,
+    { ends, rowEnds }: ReturnType<typeof queryRunEnds>,
+  ): NonNullable<LayerView["estimate"]> {
+    const { ops, shape, blocks } = this;
+    if (ops.estimateMasses) return (runs) => ops.estimateMasses!(q, blocks, runs, shape, scale);
+    const means = rows.slice();
+    for (const [i, end] of ends.entries()) {
+      const n = end - (i === 0 ? 0 : ends[i - 1]!);
+      for (let at = i * q.width; at < (i + 1) * q.width; at++) means[at]! /= n;
+    }
+    return (runs) => estimateMasses({ rows: means, rowEnds }, runs, shape, scale);
   }
 
   /** `take` gets the sums, (nRuns, width), when they are collected. */
   #pool(x: Tensor, ends: Uint32Array, first: Float32Array, take: (rows: Float32Array) => void): void {
     this.#pending.push({ tensor: this.ops.pool(x, ends, first), take });
   }
+}
+
+/** Where the pages of the tokens from `position` on end, counted from the first of them. */
+function pageEnds(position: number, nTokens: number): Uint32Array {
+  const first = Math.floor(position / PAGE_TOKENS);
+  return Uint32Array.from({ length: pageCount(position + nTokens) - first }, (_, i) =>
+    Math.min((first + i + 1) * PAGE_TOKENS - position, nTokens),
+  );
+}
+
+/** Rows of `width` summed: (nBlocks, width) of (nRows, width), block b has rows [rowEnds[b-1], rowEnds[b]). */
+function sumRuns(rows: Float32Array, rowEnds: Uint32Array, width: number): Float32Array {
+  if (rowEnds.length * width === rows.length) return rows;
+  const sums = new Float32Array(rowEnds.length * width);
+  let row = 0;
+  for (const [b, end] of rowEnds.entries())
+    for (; row < end; row++) for (let c = 0; c < width; c++) sums[b * width + c]! += rows[row * width + c]!;
+  return sums;
 }
 
 /** The cache's features; an empty cache gets its own. */

@@ -6,7 +6,7 @@
  * The boundary detector wants keys before RoPE: they are turned back, within f32 rounding of what was turned.
  */
 
-import { KeyFeatures } from "../attention/key-features.ts";
+import { type FeatureShape, KeyFeatures } from "../attention/key-features.ts";
 import type { PageConverter } from "../backend/wasm/page-converter.ts";
 import { PAGE_TOKENS } from "../kv/page.ts";
 import { type RopeSpec, ropeTable } from "../model/rope.ts";
@@ -16,10 +16,7 @@ import type { StoredPages } from "./page-transfer.ts";
 type Bytes = Uint8Array<ArrayBuffer>;
 
 /** What is to be remembered of a model's keys. */
-export interface FeaturePlan {
-  readonly granule: number;
-  readonly boundaryLayer?: number | undefined;
-}
+export type FeaturePlan = Pick<FeatureShape, "granule" | "boundaryLayer" | "boundaryScore">;
 
 export class PageFeatures {
   readonly features: KeyFeatures;

@@ -2,8 +2,9 @@
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
-import { BoundaryDetector, LOOKAHEAD, MAX_CHUNK } from "../../src/attention/boundaries.ts";
+import { BoundaryDetector, MAX_CHUNK } from "../../src/attention/boundaries.ts";
 import { KeyFeatures } from "../../src/attention/key-features.ts";
+import { KeyNovelty } from "../../src/attention/key-novelty.ts";
 import { PagedCache, SlotPool, type SlotStore } from "../../src/kv/paged-cache.ts";
 import { poolRows } from "../fixtures/policy-case.ts";
 import { normals, uniform } from "../fixtures/random.ts";
@@ -28,7 +29,7 @@ function topicalKeys(nTokens: number, seed: number): { keys: Float32Array; start
 }
 
 function detect(keys: Float32Array, parts: readonly number[], granule: number): BoundaryDetector {
-  const detector = new BoundaryDetector(N_KV_HEADS, HEAD_DIM, granule);
+  const detector = new BoundaryDetector(N_KV_HEADS * HEAD_DIM, granule, new KeyNovelty(N_KV_HEADS, HEAD_DIM));
   let from = 0;
   for (const n of parts) {
     detector.append(keys.subarray(from * WIDTH, (from + n) * WIDTH));
@@ -42,17 +43,17 @@ describe("boundaries", () => {
     test(`are ascending multiples of ${granule}, at most ${MAX_CHUNK} and at least 9 apart`, () => {
       for (const seed of [1, 2, 3])
         for (const keys of [topicalKeys(3000, seed).keys, normals(3000 * WIDTH, seed)]) {
-          const { ends, knownAt } = detect(keys, [3000], granule);
+          const { ends, knownAt, lookahead } = detect(keys, [3000], granule);
           for (const [c, end] of ends.entries()) {
             const from = ends[c - 1] ?? 0;
             assert.equal(end % granule, 0);
             assert.ok(end - from <= MAX_CHUNK, `chunk [${from}, ${end})`);
             if (c > 0) assert.ok(end - from >= (granule === 1 ? 9 : granule), `chunk [${from}, ${end})`);
-            assert.ok(end <= knownAt[c]! && knownAt[c]! <= end + MAX_CHUNK + 2 * LOOKAHEAD);
+            assert.ok(end <= knownAt[c]! && knownAt[c]! <= end + MAX_CHUNK + 2 * lookahead);
             assert.ok(c === 0 || knownAt[c]! >= knownAt[c - 1]!);
             assert.ok(c < Math.ceil(knownAt[c]! / 16), "chunks have 16 tokens on average");
           }
-          assert.ok(3000 - ends.at(-1)! <= MAX_CHUNK + 2 * LOOKAHEAD, "the tail is short");
+          assert.ok(3000 - ends.at(-1)! <= MAX_CHUNK + 2 * lookahead, "the tail is short");
         }
     });
 

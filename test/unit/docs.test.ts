@@ -55,6 +55,7 @@ describe("docs/api.md names", () => {
       decode: "attention",
       budget: "attention",
       headBudgets: "attention",
+      boundaries: "attention",
       format: "kvCache",
       wasm: "assets",
       worker: "assets",

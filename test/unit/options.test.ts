@@ -6,7 +6,7 @@ import { type LoadOptions, resolveContextLength, resolveLoadOptions } from "../.
 const DEFAULTS = {
   contextLength: "auto",
   device: "auto",
-  attention: { prefill: "auto", decode: "auto", budget: 0.25, headBudgets: null },
+  attention: { prefill: "auto", decode: "auto", budget: 0.25, headBudgets: null, boundaries: null },
   kvCache: { format: "auto" },
   threads: "auto",
   assets: { wasm: null, worker: null },
@@ -43,7 +43,7 @@ describe("defaults", () => {
   test("one section given leaves the others", () =>
     assert.deepEqual(resolve({ attention: { budget: 1 } }), {
       ...DEFAULTS,
-      attention: { prefill: "auto", decode: "auto", budget: 1, headBudgets: null },
+      attention: { prefill: "auto", decode: "auto", budget: 1, headBudgets: null, boundaries: null },
     }));
 });
 

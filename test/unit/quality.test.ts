@@ -111,6 +111,8 @@ describe("the quality report", async () => {
     const [dense, window, dense2, window2] = results;
     assert.ok(dense!.kl < dense2!.kl && window!.kl < window2!.kl, JSON.stringify(results));
     assert.ok(window!.pagesRead < 1 && window!.recall!.mean < 1);
+    const { attainable } = window!.recall!;
+    assert.ok(attainable >= window!.recall!.mean - 0.02 && attainable <= 1 + 1e-9, `${attainable}`);
     assert.equal(dense!.recall, undefined);
     const { nLayers, nHeads } = model.config;
     assert.deepEqual(

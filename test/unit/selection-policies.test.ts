@@ -4,7 +4,9 @@ import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { DensePolicy } from "../../src/attention/dense.ts";
 import { DhsaPolicy } from "../../src/attention/dhsa.ts";
+import { estimateMasses, type KeyRuns, queryRunEnds } from "../../src/attention/estimate.ts";
 import { assertSelection } from "../../src/attention/invariants.ts";
+import { KeyFeatures } from "../../src/attention/key-features.ts";
 import { PREFILL_POLICIES } from "../../src/attention/names.ts";
 import { createPolicy } from "../../src/attention/policies.ts";
 import {
@@ -13,7 +15,7 @@ import {
   keysToRead,
   type SelectionPolicy,
 } from "../../src/attention/policy.ts";
-import { selectInParts, tokensRead } from "../fixtures/policy-case.ts";
+import { poolRows, querySums, selectInParts, tokensRead } from "../fixtures/policy-case.ts";
 import { normals, uniform } from "../fixtures/random.ts";
 
 type Maker = (shape: AttentionShape) => SelectionPolicy;
@@ -43,6 +45,8 @@ interface Trial {
   readonly blockSize: number;
   readonly rows: { q: Float32Array; k: Float32Array };
 }
+
+const mean = (values: readonly number[]) => values.reduce((a, b) => a + b, 0) / values.length;
 
 function trials(n: number, seed: number): Trial[] {
   const next = uniform(seed);
@@ -143,10 +147,13 @@ for (const [name, make] of Object.entries(POLICIES)) {
             const end = blocks.qStart + Math.min((b + 1) * blocks.blockSize, blocks.qLen);
             const forced = budget.sinks + budget.local + blocks.blockSize + 3 * 32 + 2 * 64 + 2 * 16;
             const most = Math.max(keysToRead(budget, blocks, b, end), forced);
-            for (let h = 0; h < shape.nKvHeads; h++) {
-              const n = [...tokensRead(selection, b, h)].filter((t) => t < end).length;
-              assert.ok(n <= most, `${n} tokens read of ${end}, ${most} allowed`);
-            }
+            const read = Array.from(
+              { length: shape.nKvHeads },
+              (_, h) => [...tokensRead(selection, b, h)].filter((t) => t < end).length,
+            );
+            // The heads of dhsa share what they have.
+            const n = policy.name === "dhsa" ? mean(read) : Math.max(...read);
+            assert.ok(n <= most, `${n} tokens read of ${end}, ${most} allowed`);
           }
       }
     });
@@ -256,6 +263,40 @@ describe("dhsa", () => {
     const [a, b] = [select({ q, k }), select({ q: swap(q, 2), k: swap(k, 1) })];
     assert.deepEqual(a.rowPtr, b.rowPtr);
     assert.deepEqual(a.page, b.page);
+  });
+
+  test("what one layer has no use for, the next may read, and no more", () => {
+    const deep: AttentionShape = { ...shape, nLayers: 2, window: [undefined, undefined] };
+    const budget: Budget = { tokens: 0, fraction: 0.25, sinks: 32, local: 32, denseBelow: 0 };
+    const blocks = { qStart: 0, qLen: nTokens, blockSize: 32 };
+    const keys = new KeyFeatures({ nLayers: 2, nKvHeads: 2, headDim: 32, granule: 32 });
+    const sharp = planted(700, 5);
+    const flat = { q: normals(nTokens * 128, 7).map((x) => 0.1 * x), k: sharp.k };
+    // All of the first layer's queries look for the needle only.
+    for (let t = 0; t < nTokens - 32; t++) sharp.q.copyWithin(t * 128, (nTokens - 1) * 128, nTokens * 128);
+    const policy = new DhsaPolicy(deep, { boundaryLayer: undefined });
+    for (const layer of [0, 1])
+      keys.append(layer, nTokens, (ends, sums) => poolRows(sharp.k, 64, ends, sums));
+    const read = [sharp, flat].map(({ q }, layer) => {
+      const estimate = (runs: KeyRuns) =>
+        estimateMasses({ rows: q, rowEnds: queryRunEnds(blocks, 1).rowEnds }, runs, deep, 1);
+      const view = { querySums: querySums(q, deep, blocks), keys, estimate };
+      const [selection] = policy.select(layer, blocks, budget, view);
+      assertSelection(selection!, deep, blocks, budget);
+      return Array.from(
+        { length: 64 },
+        (_, b) => tokensRead(selection!, b, 0).size + tokensRead(selection!, b, 1).size,
+      );
+    });
+    for (let b = 32; b < 64; b++) {
+      const share = 2 * keysToRead(budget, blocks, b, 32 * (b + 1));
+      assert.ok(read[0]![b]! < 0.8 * share, `block ${b}: the first layer reads ${read[0]![b]} of ${share}`);
+      assert.ok(read[1]![b]! > 1.1 * share, `block ${b}: the second layer reads ${read[1]![b]} of ${share}`);
+      assert.ok(
+        read[0]![b]! + read[1]![b]! <= 2 * share,
+        `block ${b}: both read ${read[0]![b]! + read[1]![b]!}`,
+      );
+    }
   });
 
   test("decoding keeps its pages for eight tokens, unless the query turns", () => {

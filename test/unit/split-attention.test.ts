@@ -40,6 +40,7 @@ describe("attention of the hybrid pair", { skip: found.skip }, async () => {
       nFar++;
       return far.attend(call);
     },
+    sampleMasses: (call, rows) => far.sampleMasses(call, rows),
     append(call: AppendCall) {
       appended.push({ layer: call.layer, start: call.start, nTokens: call.k.nTokens });
       return far.append(call);

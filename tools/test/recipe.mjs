@@ -1,4 +1,5 @@
-// Whether the recipe of the recall model still works: its smallest configuration trains, and what it writes runs in Inlay.
+// Whether the recipes still work. The recall model's: its smallest configuration trains, and what it writes runs in Inlay.
+// The boundary predictor's: it learns from that model's attention, and Inlay computes its logits.
 
 import { spawnSync } from "node:child_process";
 import fs from "node:fs";
@@ -91,6 +92,33 @@ function quantizedFilesRun() {
   }
 }
 
+const BOUNDARIES = path.join(ROOT, "tools/boundary-predictor");
+
+function predictorTrains(interpreter) {
+  const folder = path.join(OUT, "boundaries");
+  const sample = path.join(ROOT, "models/recall/sample-document.txt");
+  const flags = ["--import", "tsx", "--import", "./test/fixtures/wgsl-loader.mjs"];
+  const size = ["--tokens", "128", "--documents", "9"];
+  output(process.execPath, [
+    ...flags,
+    path.join(BOUNDARIES, "dump.ts"),
+    modelFile("f16"),
+    sample,
+    folder,
+    ...size,
+  ]);
+  const file = path.join(folder, "boundaries.gguf");
+  const how = ["--epochs", "8", "--rate", "1e-3", "--hidden", "32"];
+  output(interpreter, [path.join(BOUNDARIES, "train.py"), "--dump", folder, "--out", file, ...how]);
+  const { losses, precision } = JSON.parse(fs.readFileSync(path.join(folder, "boundaries.json"), "utf8"));
+  const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
+  check(mean(losses.slice(-8)) < 0.95 * mean(losses.slice(0, 8)), `the losses: ${losses.join(", ")}`);
+  check(precision > 0 && precision <= 1, `precision ${precision}`);
+  const agreement = path.join(BOUNDARIES, "compare.ts");
+  const says = output(process.execPath, [...flags, agreement, folder, file]);
+  check(/^largest difference \S+ of \d+ logits, all within/m.test(says), says);
+}
+
 /** Results of the recipe's tests; one skipped result where Python or its packages cannot be had. */
 export async function recipeTests() {
   const record = (name, status, ms, detail) => ({ suite: "recipe", file: FILE, name, status, ms, detail });
@@ -115,6 +143,7 @@ export async function recipeTests() {
     test("scores and three GGUF files are written", hasScores);
     test("Inlay's greedy answers with the f16 file are PyTorch's", inlayAgrees);
     test("the Q8_0 and Q4_0 files run in Inlay", quantizedFilesRun);
+    test("a boundary predictor trains on its attention, and Inlay computes its logits", predictorTrains);
   }
   return results;
 }

@@ -1,5 +1,7 @@
 /** Linear algebra in WASM SIMD: each method checks shapes, then makes one call into wasm/bridge.cpp. */
 
+import type { KeyRuns, RunMasses } from "../../attention/estimate.ts";
+import { type AttentionShape, blockCount, type QueryBlocks } from "../../attention/policy.ts";
 import { InlayError, internalError } from "../../errors.ts";
 import type { TensorInfo } from "../../gguf/tensor-info.ts";
 import type {
@@ -125,6 +127,54 @@ export class WasmOps implements Ops {
     this.wasm.call("pool_run_rows", ptr, width, endsPtr, ends.length, out.ptr);
     this.wasm.free(endsPtr);
     return out;
+  }
+
+  estimateMasses(
+    q: Tensor,
+    blocks: QueryBlocks,
+    { nRuns, features, lengths, visible }: KeyRuns,
+    { nHeads, nKvHeads, headDim }: Pick<AttentionShape, "nHeads" | "nKvHeads" | "headDim">,
+    scale: number,
+  ): RunMasses {
+    const { wasm } = this;
+    const { ptr, nTokens, width } = wasmTensor(q);
+    const nMasses = blockCount(blocks) * nKvHeads * nRuns;
+    if (
+      width !== nHeads * headDim ||
+      nTokens !== blocks.qLen ||
+      features.length !== nRuns * nKvHeads * headDim ||
+      lengths.length !== nRuns ||
+      visible.length !== 4 * blockCount(blocks)
+    )
+      throw internalError(
+        `attention of (${nTokens}, ${width}) on ${nRuns} runs of ${features.length} numbers`,
+      );
+    if (nRuns === 0) return new Float32Array(0);
+    const arrays = [features, lengths, visible];
+    const inputs = wasm.alloc(
+      arrays.reduce((n, { byteLength }) => n + byteLength, 0) + 4 * nMasses,
+      "runs of keys",
+    );
+    try {
+      let at = inputs;
+      const [featuresPtr, lengthsPtr, visiblePtr] = arrays.map((array) => {
+        wasm
+          .bytes(at, array.byteLength)
+          .set(new Uint8Array(array.buffer, array.byteOffset, array.byteLength));
+        at += array.byteLength;
+        return at - array.byteLength;
+      });
+      const status = wasm.call(
+        "estimate_run_masses",
+        ...[ptr, nTokens, nHeads, nKvHeads, headDim, blocks.blockSize],
+        ...[featuresPtr!, lengthsPtr!, visiblePtr!, nRuns, scale, at],
+      );
+      if (status === -1) throw new InlayError("out-of-memory", "no scratch memory for estimating attention");
+      if (status !== 0) throw internalError(`estimating attention returned ${status}`);
+      return wasm.f32(at, nMasses).slice();
+    } finally {
+      wasm.free(inputs);
+    }
   }
 
   read(x: Tensor): Float32Array {

@@ -10,7 +10,7 @@
 
 import { blockCount, type QueryBlocks, type Selection } from "../../attention/policy.ts";
 import { internalError } from "../../errors.ts";
-import { PAGE_TOKENS } from "../../kv/page.ts";
+import { PAGE_TOKENS, pageCount } from "../../kv/page.ts";
 import { PagedCache, SlotPool } from "../../kv/paged-cache.ts";
 import { BufferGroup, ScratchBuffer } from "./buffers.ts";
 import type { GpuDevice } from "./device.ts";
@@ -63,6 +63,9 @@ export type GpuAppendCall = Pick<GpuAttendCall, "layer" | "k" | "v" | "cache"> &
 interface CachePages extends LayerPages {
   readonly table: GPUBuffer;
 }
+
+/** Pages of one workgroup of attention_sample.wgsl. */
+const SAMPLE_PAGES = 8;
 
 /** One dispatch of an attention kernel. */
 interface Part {
@@ -187,6 +190,46 @@ export class GpuAttention {
     });
   }
 
+  /**
+   * Records the append, and the attention of sampled rows of the call on every page: log2 of the sum of 2^x, (rows,
+   * nHeads, nPages), into `out`. `kernel` is what `sampleKernel` returned.
+   */
+  encodeSample(
+    pass: GPUComputePassEncoder,
+    call: Omit<GpuAttendCall, "selections">,
+    kernel: GPUComputePipeline,
+    rows: Uint32Array,
+  ): void {
+    const { blocks, scale, softcap = 0, window = 0 } = call;
+    const { nHeads, nKvHeads } = this.shape;
+    const pages = this.#pagesOf(call);
+    this.#append(pass, { ...call, start: blocks.qStart, nTokens: blocks.qLen }, pages);
+    const nPages = pageCount(blocks.qStart + blocks.qLen);
+    const params = new Uint32Array(16);
+    params.set([blocks.qLen, blocks.qStart, 1, rows.length, nHeads, nKvHeads, nPages]);
+    new Float32Array(params.buffer).set([scale, softcap], 12);
+    params.set([window, 1], 14);
+    const buffers = [
+      this.#uploads.uniform("sample params", params),
+      call.q,
+      pages.k,
+      undefined,
+      pages.table,
+      this.#uploads.storage("sampled rows", Uint32Array.from(rows)),
+      undefined,
+      call.out,
+      pages.cold ?? pages.table,
+    ];
+    this.#dispatch(pass, kernel, "sample", buffers, {
+      nGroups: Math.ceil(nPages / SAMPLE_PAGES) * rows.length * nKvHeads,
+    });
+  }
+
+  /** What `encodeSample` needs. */
+  sampleKernel(): Promise<GPUComputePipeline> {
+    return this.kernels.sample();
+  }
+
   /** To be called after the pass was submitted, or given up: small buffers may then be reused. */
   submitted(): void {
     this.#uploads.submitted();
@@ -253,15 +296,15 @@ export class GpuAttention {
     return params;
   }
 
-  /** Binds `buffers` in order and dispatches `nGroups` workgroups, folded over x and y, `nSplits` deep. */
+  /** Binds `buffers` in order, those that the kernel has, and dispatches `nGroups` workgroups, folded over x and y, `nSplits` deep. */
   #dispatch(
     pass: GPUComputePassEncoder,
     pipeline: GPUComputePipeline,
     label: string,
-    buffers: readonly GPUBuffer[],
+    buffers: readonly (GPUBuffer | undefined)[],
     size: { nGroups: number; nSplits?: number },
   ): void {
-    const entries = buffers.map((buffer, binding) => ({ binding, resource: { buffer } }));
+    const entries = buffers.flatMap((buffer, binding) => (buffer ? [{ binding, resource: { buffer } }] : []));
     const bindings = this.device.handle.createBindGroup({
       label: `${this.device.label} ${label}`,
       layout: pipeline.getBindGroupLayout(0),

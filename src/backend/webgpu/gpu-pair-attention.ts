@@ -6,14 +6,15 @@
  * without reading anything back; so the last layer waits until the device has accepted everything that wrote to pages.
  */
 
-import { blockCount, type Selection } from "../../attention/policy.ts";
+import { blockCount, type SampledMasses, type Selection } from "../../attention/policy.ts";
 import { internalError } from "../../errors.ts";
-import { PAGE_TOKENS } from "../../kv/page.ts";
+import { PAGE_TOKENS, pageCount } from "../../kv/page.ts";
 import type { PagedCache } from "../../kv/paged-cache.ts";
-import type { AttendCall, AttentionOps, Tensor } from "../backend.ts";
+import type { AttendCall, AttentionOps, Tensor, UnselectedCall } from "../backend.ts";
 import { GpuAttention } from "./attention.ts";
 import { type GpuOps, gpuTensor } from "./gpu-ops.ts";
 import type { KernelShape } from "./kernels.ts";
+import { pageMasses } from "./page-masses.ts";
 
 export class GpuPairAttention implements AttentionOps {
   readonly device = "webgpu";
@@ -61,6 +62,23 @@ export class GpuPairAttention implements AttentionOps {
     }
   }
 
+  async sampleMasses(call: UnselectedCall, rows: Uint32Array): Promise<SampledMasses> {
+    const { recorder, tensors } = this.ops;
+    const { nHeads, nKvHeads, headDim } = this.attention.shape;
+    this.#check(call);
+    const kernel = await this.attention.sampleKernel();
+    if (this.#preparedAt !== recorder.nSubmits) await this.attention.prepare();
+    recorder.assertLive();
+    this.#preparedAt = recorder.nSubmits;
+    const nPages = pageCount(call.blocks.qStart + call.blocks.qLen);
+    using lse = tensors.create(rows.length * nHeads, nPages);
+    const [q, k, v] = [call.q, call.k, call.v].map((tensor) => gpuTensor(tensor).buffer);
+    const buffers = { q: q!, k: k!, v: v!, out: lse.buffer };
+    this.attention.encodeSample(recorder.pass(), { ...call, ...buffers }, kernel, rows);
+    recorder.spend(rows.length * nPages * PAGE_TOKENS * nHeads * headDim);
+    return pageMasses(await this.ops.read(lse), rows, call.blocks, { nHeads, nKvHeads });
+  }
+
   memory(): { kv: number; scratch: number } {
     return this.attention.memory();
   }
@@ -79,7 +97,7 @@ export class GpuPairAttention implements AttentionOps {
     return 2 * queries * nPages * PAGE_TOKENS * nHeads * headDim;
   }
 
-  #check({ q, k, v, blocks, layer }: AttendCall): void {
+  #check({ q, k, v, blocks, layer }: UnselectedCall): void {
     const { nHeads, nKvHeads, headDim, nLayers } = this.attention.shape;
     const isRow = (t: Tensor, heads: number) => t.nTokens === blocks.qLen && t.width === heads * headDim;
     if (!isRow(q, nHeads) || !isRow(k, nKvHeads) || !isRow(v, nKvHeads) || blockCount(blocks) < 1)

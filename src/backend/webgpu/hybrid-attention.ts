@@ -3,14 +3,16 @@
  * and v go up, one submit appends and attends, and one read-back brings the attended rows down.
  */
 
-import { blockCount } from "../../attention/policy.ts";
+import { blockCount, type SampledMasses } from "../../attention/policy.ts";
 import { InlayError, internalError } from "../../errors.ts";
+import { pageCount } from "../../kv/page.ts";
 import type { PagedCache } from "../../kv/paged-cache.ts";
-import type { AttendCall, AttentionOps, Crossings, Tensor } from "../backend.ts";
+import type { AttendCall, AttentionOps, Crossings, Tensor, UnselectedCall } from "../backend.ts";
 import { GpuAttention, type GpuAttentionOptions } from "./attention.ts";
 import { BufferGroup, ScratchBuffer } from "./buffers.ts";
 import type { GpuDevice } from "./device.ts";
 import type { KernelShape } from "./kernels.ts";
+import { pageMasses } from "./page-masses.ts";
 import { ReadBacks } from "./read-back.ts";
 
 /** Tensors of the other side, seen from the GPU. The WASM backend implements it. */
@@ -83,6 +85,34 @@ export class HybridAttention implements AttentionOps {
     }
   }
 
+  async sampleMasses(call: UnselectedCall, rows: Uint32Array): Promise<SampledMasses> {
+    this.#assertLive();
+    this.#check(call);
+    const [kernel] = await Promise.all([this.attention.sampleKernel(), this.attention.prepare()]);
+    this.#assertLive();
+    const { nHeads } = this.attention.shape;
+    const byteLength = rows.length * nHeads * pageCount(call.blocks.qStart + call.blocks.qLen) * 4;
+    const what = `sampled attention of layer ${call.layer} up to token ${call.blocks.qStart + call.blocks.qLen}`;
+    let isDone = false;
+    try {
+      const lse = await this.#readBacks.read(
+        what,
+        byteLength,
+        (target) =>
+          this.#record(call, target, byteLength, (pass, buffers) =>
+            this.attention.encodeSample(pass, { ...call, ...buffers }, kernel, rows),
+          ),
+        (bytes) => new Float32Array(bytes.slice(0)),
+      );
+      isDone = true;
+      this.crossings.readbacks++;
+      this.crossings.readbackBytes += byteLength;
+      return pageMasses(lse, rows, call.blocks, this.attention.shape);
+    } finally {
+      if (!isDone) this.#dropScratch();
+    }
+  }
+
   /** Writes rows to their pages without attending; a later `attend` reports a lost device. */
   async append(call: AppendCall): Promise<void> {
     this.#assertLive();
@@ -113,16 +143,26 @@ export class HybridAttention implements AttentionOps {
     this.attention.dispose();
   }
 
-  /** Uploads, records everything in one pass, and submits it with the copy of the result to `target`. */
   #submit(call: AttendCall, target: GPUBuffer): void {
-    const byteLength = call.q.nTokens * call.q.width * 4;
+    this.#record(call, target, call.q.nTokens * call.q.width * 4, (pass, buffers) =>
+      this.attention.encode(pass, { ...call, ...buffers }),
+    );
+  }
+
+  /** Uploads, records one pass, and submits it with the copy of the result to `target`. */
+  #record(
+    call: UnselectedCall,
+    target: GPUBuffer,
+    byteLength: number,
+    encode: (pass: GPUComputePassEncoder, buffers: Record<"q" | "k" | "v" | "out", GPUBuffer>) => void,
+  ): void {
     const q = this.#upload("q", call.q);
     const k = this.#upload("k", call.k);
     const v = this.#upload("v", call.v);
     const out = this.#rows.out.atLeast(byteLength);
     const encoder = this.gpu.handle.createCommandEncoder({ label: `${this.gpu.label} layer ${call.layer}` });
     const pass = encoder.beginComputePass();
-    this.attention.encode(pass, { ...call, q, k, v, out });
+    encode(pass, { q, k, v, out });
     pass.end();
     encoder.copyBufferToBuffer(out, 0, target, 0, byteLength);
     this.gpu.handle.queue.submit([encoder.finish()]);
@@ -153,7 +193,7 @@ export class HybridAttention implements AttentionOps {
     for (const scratch of Object.values(this.#rows)) scratch.forget();
   }
 
-  #check({ q, k, v, blocks, layer }: AttendCall): void {
+  #check({ q, k, v, blocks, layer }: UnselectedCall): void {
     const { nHeads, nKvHeads, headDim, nLayers } = this.attention.shape;
     const isRow = (t: Tensor, heads: number) => t.nTokens === blocks.qLen && t.width === heads * headDim;
     if (!isRow(q, nHeads) || !isRow(k, nKvHeads) || !isRow(v, nKvHeads) || blockCount(blocks) < 1)

@@ -7,6 +7,7 @@ import attentionDecode from "../../../shaders/attention_decode.wgsl";
 import attentionMerge from "../../../shaders/attention_merge.wgsl";
 import attentionPages from "../../../shaders/attention_pages.wgsl";
 import attentionPrefill from "../../../shaders/attention_prefill.wgsl";
+import attentionSample from "../../../shaders/attention_sample.wgsl";
 import kvAppend from "../../../shaders/kv_append.wgsl";
 import kvDequantize from "../../../shaders/kv_dequantize.wgsl";
 import kvQuantize from "../../../shaders/kv_quantize.wgsl";
@@ -59,6 +60,8 @@ export interface AttentionKernels {
   readonly prefill: GPUComputePipeline;
   readonly decode: GPUComputePipeline;
   readonly merge: GPUComputePipeline;
+  /** Compiled when it is first asked for: few models read prompts by sampling. */
+  sample(): Promise<GPUComputePipeline>;
   /** Where old pages are quantized. */
   readonly codec: PageCodec | undefined;
   /** (query, head of the group) rows of one prefill workgroup. */
@@ -107,7 +110,20 @@ export async function compileKernels(
     }),
     shape.cold && compileCodec(device, shape.cold, { ...page, ...cold, wg_size: FLAT_THREADS }),
   ]);
-  return { append, prefill, decode, merge, codec, prefillRows: 4 * tuning.rowGroups, decodeHeads };
+  let sample: Promise<GPUComputePipeline> | undefined;
+  return {
+    ...{ append, prefill, decode, merge, codec },
+    prefillRows: 4 * tuning.rowGroups,
+    decodeHeads,
+    sample: () => {
+      sample ??= device.pipeline({
+        name: "attention_sample",
+        source: joined(pageCodes, attentionPages, attentionSample),
+        constants: { ...page, ...cold },
+      });
+      return sample;
+    },
+  };
 }
 
 /** One module of several files: WGSL has no imports, and its declarations may stand in any order. */
