@@ -53,6 +53,10 @@ class Unit:
 TOKENS_PER_NAME = 6
 
 
+#: Part of the worlds of training in which events happen once or four times only, which is easier to tell apart.
+COARSE = 0.2
+
+
 class World:
     """Units that do not contradict each other, all from one side of the split.
 
@@ -63,8 +67,7 @@ class World:
     def __init__(self, rng: random.Random, held_out: bool, length: int):
         self.rng = rng
         remainder = 0 if held_out else rng.randrange(1, MODULUS)
-        # One and four are easier to tell apart, which helps to learn it at all.
-        self.counts = (1, 4) if not held_out and rng.random() < 0.5 else (1, 2, 3, 4)
+        self.counts = (1, 4) if not held_out and rng.random() < COARSE else (1, 2, 3, 4)
         self.pools = {kind: values_of(kind, remainder) for kind in ("places", "people", "numbers")}
         if not held_out and rng.random() < 0.5:
             least = max(8, round((length / TOKENS_PER_NAME) ** 0.5))
@@ -115,7 +118,7 @@ class World:
     def make_list(self) -> Unit:
         kind = self.rng.choice(GRAMMAR["lists"])
         key = self.key(kind["of"], kind["one"])
-        found = [self.fresh(kind["value"]) for _ in range(self.rng.choice((2, 2, 3)))]
+        found = [self.fresh(kind["value"]) for _ in range(self.rng.choice((2, 3)))]
         task = TASKS["list"]
         facts = [task["fact"].format(one=kind["one"], key=key, value=value) for value in found]
         joined = task["comma"].join(found[:-1]) + task["and"] + found[-1]

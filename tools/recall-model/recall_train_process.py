@@ -28,8 +28,8 @@ from tokenizer import load_tokenizer
 
 EVALUATION_SEED = 1_000_003
 
-#: Of a counted number in the loss: one token of a question's answer tells whether it was understood.
-NUMERAL_WEIGHT = 4.0
+#: In the loss, of a counted number and of what stands between listed values: they alone tell how many the text has.
+DECISIVE_WEIGHT = 4.0
 
 
 class Trainer:
@@ -52,7 +52,8 @@ class Trainer:
         self.checkpoint = out / "checkpoint.pt"
         if self.checkpoint.exists():
             self.load()
-        self.numerals = [self.tokenizer.token_to_id(f"Ġ{word}") for word in GRAMMAR["tasks"]["count"]["numerals"]]
+        words = [f"Ġ{word}" for word in GRAMMAR["tasks"]["count"]["numerals"]] + [",", "Ġand"]
+        self.decisive = [self.tokenizer.token_to_id(word) for word in words]
         # Every start of the process draws new data.
         self.chats = Chats(self.tokenizer, config.seed + 97 * self.tokens + rank, held_out=False)
 
@@ -98,8 +99,7 @@ class Trainer:
         """Mean cross-entropy of answer tokens, plus a little of some of the text; and the part of answer tokens right."""
         targets, kind = ids[:, 1:], marks[:, 1:]
         weight = np.where(kind >= 2, 1.0, 0.0)
-        is_count = (kind >= 2) & np.isin(targets, self.numerals)
-        weight[is_count] = NUMERAL_WEIGHT
+        weight[(kind >= 2) & np.isin(targets, self.decisive)] = DECISIVE_WEIGHT
         sampled = (kind == 1) & (self.noise.random(kind.shape) < 1 / 16)
         weight[sampled] = self.config.text_weight
         rows, cols = np.nonzero(weight)
