@@ -14,7 +14,7 @@ import { absentBrowsers, browserTests, TestRun, unitTests } from "./test/stages.
 
 const packages = () => withLock(path.join(ROOT, "build/npm.lock"), ensureNodeModules);
 
-/** Set-up, build, and then those of the suites that are asked for. */
+/** Set-up, build, and then those of the suites that are asked for. "recipe" alone fetches the Python packages it needs. */
 async function test(suites, words = []) {
   const testRun = new TestRun();
   let browsers;
@@ -35,7 +35,8 @@ async function test(suites, words = []) {
       await testRun.stage("browsers, isolated pages", () => browserTests(browsers, true, filters));
       testRun.results.push(...absentBrowsers(browsers));
     }
-    if (suites.includes("recipe")) await testRun.stage("recipe of the recall model", recipeTests);
+    if (suites.includes("recipe"))
+      await testRun.stage("recipe of the recall model", () => recipeTests({ installs: suites.length === 1 }));
   }
   process.exitCode = testRun.finish();
 }
@@ -51,8 +52,7 @@ const VERBS = {
     await build();
     script("tools/demo.mjs", args);
   },
-  /** "recipe" as a word adds the test that needs Python. */
-  test: (words) => test(["check", "unit", "browser", ...words.filter((word) => word === "recipe")]),
+  test: () => test(["check", "unit", "browser", "recipe"]),
   "test:recipe": () => test(["recipe"]),
   /** Words: parts of the paths of the files to run. */
   "test:unit": (words) => test(["unit"], words),

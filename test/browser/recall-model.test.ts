@@ -13,9 +13,11 @@ const LENGTH = 512;
 const MAX_TOKENS = 48;
 
 /**
- * Both programs round activations to eight bits. Beyond 256 keys they add up attention in another order, which flips some of
- * those roundings; this model is unsure enough that 2 of the 50 answers then go another way, where two tokens are 0.16 and less
- * apart (difference of log-probabilities). Such a place counts as a tie: what follows it is another answer.
+ * Both programs round activations to eight bits, but llama.cpp's WASM code in wllama 2.3.1 not as ggml's formula has it: with
+ * Q8_0 its log-probabilities are 0.1 from those of the formula already after a prompt of one token, where attention has nothing
+ * to add up, and Inlay's are none; with f16, which needs no such rounding, wllama's are none either (computed in f64 beside
+ * both). So where two tokens are nearly equally likely answers part; a place like that counts as a tie, since what follows it
+ * is another answer.
  */
 const TIE = 0.25;
 const MIN_IDENTICAL = 45;

@@ -16,7 +16,10 @@ SYSTEM_SHARE = 0.3
 #: Tokens of one line of a document, about.
 FACT_TOKENS, FILLER_TOKENS = 13, 10.5
 
-WEIGHTS = {"lookup": 6, "queries": 2, "absent": 2, "list": 3, "hop": 3, "variable": 1.5, "count": 1}
+#: Most facts of a document that nobody asks for: evaluation has 128 names of each kind.
+MORE_FACTS = 60
+
+WEIGHTS = {"lookup": 3, "queries": 2, "absent": 2.5, "list": 6, "hop": 2, "variable": 1.5, "count": 4}
 
 
 def user_turn(text: str) -> str:
@@ -36,8 +39,8 @@ class Chats:
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text).ids
 
-    def world(self) -> World:
-        return World(self.rng, self.held_out)
+    def world(self, length: int) -> World:
+        return World(self.rng, self.held_out, length)
 
     def first_turn(self, document: str, question: str) -> str:
         """The document comes with the first question, or at times as instructions before it, as a pinned prompt does."""
@@ -47,7 +50,7 @@ class Chats:
 
     def sequence(self, length: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
         rng = self.rng
-        world = self.world()
+        world = self.world(length)
         budget = length * min(0.85, QUESTION_SHARE[length] * rng.uniform(0.7, 1.3))
         asked, turns, used, n_facts = [], [], 0, 0
         while used < budget and used + n_facts * FACT_TOKENS < length * 0.9:
@@ -58,7 +61,7 @@ class Chats:
             used += len(question) + len(answer) + 1
             n_facts += len(unit.facts)
         room = max(0.0, length - used - n_facts * FACT_TOKENS - 8)
-        n_more = int(room * rng.choice((0, 0.1, 0.4, 0.8)) / FACT_TOKENS)
+        n_more = min(MORE_FACTS, int(room * rng.choice((0, 0.1, 0.4, 0.8)) / FACT_TOKENS))
         more = [world.make_lookup() for _ in range(n_more)]
         units = asked + more
         rng.shuffle(units)

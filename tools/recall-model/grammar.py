@@ -19,19 +19,26 @@ TASK_NAMES = ("lookup", "queries", "absent", "list", "hop", "variable", "count")
 
 
 @lru_cache
-def values_of(kind: str, held_out: bool) -> list[str]:
-    """All names or numbers of a kind that are, or are not, kept for evaluation."""
+def values_of(kind: str, remainder: int) -> list[str]:
+    """All names or numbers of a kind that leave this remainder. Those of remainder 0 are kept for evaluation."""
     if kind == "numbers":
         bounds = GRAMMAR["numbers"]
         numbers = range(bounds["least"], bounds["most"] + 1)
-        return [str(n) for n in numbers if ((n // 10 + n % 10) % MODULUS == 0) == held_out]
+        return [str(n) for n in numbers if (n // 10 + n % 10) % MODULUS == remainder]
     onsets, endings = GRAMMAR[kind]["onsets"], GRAMMAR[kind]["endings"]
     return [
         onset + ending
         for i, onset in enumerate(onsets)
         for j, ending in enumerate(endings)
-        if ((i + j) % MODULUS == 0) == held_out
+        if (i + j) % MODULUS == remainder
     ]
+
+
+def names_of_few_parts(rng: random.Random, kind: str, n_parts: int) -> list[str]:
+    """Names of `n_parts` onsets and as many endings, so that most share a part with others; none kept for evaluation."""
+    onsets = rng.sample(list(enumerate(GRAMMAR[kind]["onsets"])), n_parts)
+    endings = rng.sample(list(enumerate(GRAMMAR[kind]["endings"])), n_parts)
+    return [onset + ending for i, onset in onsets for j, ending in endings if (i + j) % MODULUS != 0]
 
 
 @dataclass
@@ -42,21 +49,40 @@ class Unit:
     answer: str = ""
 
 
-class World:
-    """Units that do not contradict each other, all from one side of the split."""
+#: Tokens of text for which there shall be one name at least.
+TOKENS_PER_NAME = 6
 
-    def __init__(self, rng: random.Random, held_out: bool):
+
+#: Part of the worlds of training in which events happen once or four times only, which is easier to tell apart.
+COARSE = 0.2
+
+
+class World:
+    """Units that do not contradict each other, all from one side of the split.
+
+    What is trained on is as easily confused as what is kept for evaluation: half of the worlds take names and numbers of one
+    remainder, as evaluation does, the others names of few parts, the fewer the shorter the text.
+    """
+
+    def __init__(self, rng: random.Random, held_out: bool, length: int):
         self.rng = rng
-        self.held_out = held_out
+        remainder = 0 if held_out else rng.randrange(1, MODULUS)
+        self.counts = (1, 4) if not held_out and rng.random() < COARSE else (1, 2, 3, 4)
+        self.pools = {kind: values_of(kind, remainder) for kind in ("places", "people", "numbers")}
+        if not held_out and rng.random() < 0.5:
+            least = max(8, round((length / TOKENS_PER_NAME) ** 0.5))
+            for kind in ("places", "people"):
+                self.pools[kind] = names_of_few_parts(rng, kind, rng.randrange(least, max(least + 1, 32)))
         self.used: set[str] = set()  # names that stand for one thing only
         self.pairs: set[tuple[str, str]] = set()  # (attribute, key) that are taken
         self.keys: dict[str, list[str]] = {"places": [], "people": []}
 
     def fresh(self, kind: str) -> str:
         """A name or number not used before in this world."""
-        pool = values_of(kind, self.held_out)
-        while (value := self.rng.choice(pool)) in self.used:
-            pass
+        free = [value for value in self.pools[kind] if value not in self.used]
+        if not free:
+            raise OverflowError(f"a text with so many facts needs more {kind} than the grammar has")
+        value = self.rng.choice(free)
         self.used.add(value)
         return value
 
@@ -92,7 +118,7 @@ class World:
     def make_list(self) -> Unit:
         kind = self.rng.choice(GRAMMAR["lists"])
         key = self.key(kind["of"], kind["one"])
-        found = [self.fresh(kind["value"]) for _ in range(self.rng.choice((2, 2, 3)))]
+        found = [self.fresh(kind["value"]) for _ in range(self.rng.choice((2, 3)))]
         task = TASKS["list"]
         facts = [task["fact"].format(one=kind["one"], key=key, value=value) for value in found]
         joined = task["comma"].join(found[:-1]) + task["and"] + found[-1]
@@ -125,7 +151,7 @@ class World:
 
     def make_count(self) -> Unit:
         task = TASKS["count"]
-        key, n = self.key("places", "bell"), self.rng.randrange(1, 5)
+        key, n = self.key("places", "bell"), self.rng.choice(self.counts)
         return self.unit("count", [task["fact"].format(key=key)] * n, key=key, count=task["numerals"][n])
 
     def unit(self, task: str, facts: list[str], **values: str) -> Unit:

@@ -49,7 +49,7 @@ def main():
 
 def prompt_of(tokenizer, seed: int) -> str:
     chats = Chats(tokenizer, seed, held_out=True)
-    world = chats.world()
+    world = chats.world(256)
     units = [world.make_lookup() for _ in range(4)]
     return user_turn(render(chats.rng, interleave(chats.rng, units), FILLER_LINES) + "\n\n" + units[0].question)
 

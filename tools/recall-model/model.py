@@ -36,8 +36,8 @@ class Layer(nn.Module):
         self.up = nn.Linear(s.d_model, s.d_ffn, bias=False)
         self.down = nn.Linear(s.d_ffn, s.d_model, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x: (batch, n, d_model); cos, sin: (n, head_dim / 2)."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, at: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x: (batch, n, d_model); cos, sin: (n, head_dim / 2). With `at`, only these (row, position) pairs come out."""
         s, (b, n, _) = self.s, x.shape
         h = F.rms_norm(x, (s.d_model,), self.attn_norm, s.eps)
         q = rotate(self.q(h).view(b, n, s.heads, s.head_dim), cos, sin)
@@ -46,7 +46,10 @@ class Layer(nn.Module):
         group = s.heads // s.kv_heads
         k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
         a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.o(a.transpose(1, 2).reshape(b, n, -1))
+        a = a.transpose(1, 2).reshape(b, n, -1)
+        if at is not None:
+            x, a = x[at], a[at]
+        x = x + self.o(a)
         h = F.rms_norm(x, (s.d_model,), self.ffn_norm, s.eps)
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
 
@@ -75,11 +78,11 @@ class Llama(nn.Module):
             if name.endswith(("o.weight", "down.weight")):
                 nn.init.zeros_(weight)
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """ids: (batch, n) → final normed states (batch, n, d_model)."""
+    def hidden(self, ids: Tensor, at: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """ids: (batch, n) → final normed states (batch, n, d_model), or those `at` (row, position): (count, d_model)."""
         x, n = self.embed[ids], ids.shape[1]
         for layer in self.layers:
-            x = layer(x, self.cos[:n], self.sin[:n])
+            x = layer(x, self.cos[:n], self.sin[:n], at if layer is self.layers[-1] else None)
         return F.rms_norm(x, (self.s.d_model,), self.norm, self.s.eps)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from chats import WEIGHTS, Chats
 from configs import CONFIGS, Config
+from grammar import GRAMMAR
 from model import Llama
 from optimizer import Muon
 from start_weights import set_start_weights
@@ -27,10 +28,14 @@ from tokenizer import load_tokenizer
 
 EVALUATION_SEED = 1_000_003
 
+#: In the loss, of a counted number and of what stands between listed values: they alone tell how many the text has.
+DECISIVE_WEIGHT = 4.0
+
 
 class Trainer:
-    def __init__(self, config: Config, out: Path, rank: int, world: int):
+    def __init__(self, config: Config, out: Path, rank: int, world: int, minutes: float | None = None):
         self.config, self.out, self.rank, self.world = config, out, rank, world
+        self.minutes = minutes
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = load_tokenizer(out)
         torch.manual_seed(config.seed)
@@ -47,12 +52,16 @@ class Trainer:
         self.checkpoint = out / "checkpoint.pt"
         if self.checkpoint.exists():
             self.load()
+        words = [f"Ġ{word}" for word in GRAMMAR["tasks"]["count"]["numerals"]] + [",", "Ġand"]
+        self.decisive = [self.tokenizer.token_to_id(word) for word in words]
         # Every start of the process draws new data.
         self.chats = Chats(self.tokenizer, config.seed + 97 * self.tokens + rank, held_out=False)
 
     def load(self):
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
+        if "muon" not in state:  # first weights from another run
+            return
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
         self.tokens, self.step, self.seconds = state["tokens"], state["step"], state["seconds"]
@@ -64,16 +73,24 @@ class Trainer:
         torch.save(state, new)
         new.replace(self.checkpoint)
 
-    def length(self) -> int:
-        """The length of the next batch: that of the stage, at times a shorter one."""
-        stage = next((s for s in self.config.stages if self.tokens < s.until), self.config.stages[-1])
+    def progress(self) -> float:
+        """The part of the training that is done, the same in all processes: of the tokens, or of the minutes given."""
+        if self.minutes is None:
+            return self.tokens / self.config.tokens
+        seconds = torch.tensor([self.seconds], dtype=torch.float64)
+        if self.world > 1:
+            dist.broadcast(seconds, 0)
+        return seconds.item() / (60 * self.minutes)
+
+    def length(self, progress: float) -> int:
+        """The length of the next batch: those of the stage in turn."""
+        stage = next((s for s in self.config.stages if progress < s.until), self.config.stages[-1])
         return stage.lengths[self.step % len(stage.lengths)]
 
-    def set_learning_rate(self):
+    def set_learning_rate(self, progress: float):
         config = self.config
         warm = min(1.0, (self.step + 1) / config.warmup_steps)
-        left = (config.stages[-1].until - self.tokens) / (config.decay_share * config.stages[-1].until)
-        factor = warm * max(0.02, min(1.0, left))
+        factor = warm * max(0.02, min(1.0, (1 - progress) / config.decay_share))
         for optimizer, lr in ((self.muon, config.matrix_lr), (self.adam, config.other_lr)):
             for group in optimizer.param_groups:
                 group["lr"] = lr * factor
@@ -82,15 +99,15 @@ class Trainer:
         """Mean cross-entropy of answer tokens, plus a little of some of the text; and the part of answer tokens right."""
         targets, kind = ids[:, 1:], marks[:, 1:]
         weight = np.where(kind >= 2, 1.0, 0.0)
+        weight[(kind >= 2) & np.isin(targets, self.decisive)] = DECISIVE_WEIGHT
         sampled = (kind == 1) & (self.noise.random(kind.shape) < 1 / 16)
         weight[sampled] = self.config.text_weight
         rows, cols = np.nonzero(weight)
         tensor = lambda a, **kw: torch.as_tensor(a, device=self.device, **kw)  # noqa: E731
-        hidden = self.model.hidden(tensor(ids[:, :-1]))[tensor(rows), tensor(cols)]
-        logits = self.model.logits(hidden)
+        logits = self.model.logits(self.model.hidden(tensor(ids[:, :-1]), at=(tensor(rows), tensor(cols))))
         target, weights = tensor(targets[rows, cols]), tensor(weight[rows, cols], dtype=torch.float32)
         each = F.cross_entropy(logits, target, reduction="none")
-        is_answer = weights == 1
+        is_answer = weights >= 1
         right = (logits.argmax(-1) == target)[is_answer].float().mean()
         return (each * weights).sum() / is_answer.sum(), right
 
@@ -109,12 +126,12 @@ class Trainer:
         self.noise = np.random.default_rng(self.rank + self.tokens)
         last_save = last_eval = time.monotonic()
         sums, logged = [], time.monotonic()
-        while self.tokens < config.stages[-1].until:
-            begin = time.monotonic()
-            length = self.length()
+        begin = time.monotonic()
+        while (progress := self.progress()) < 1:
+            length = self.length(progress)
             count = max(1, config.batch_tokens // (length * self.world))
             ids, marks, _ = self.chats.batch(count, length)
-            self.set_learning_rate()
+            self.set_learning_rate(progress)
             loss, right = self.loss(ids, marks)
             loss.backward()
             self.average_gradients()
@@ -125,7 +142,8 @@ class Trainer:
                 p.grad = None
             self.step += 1
             self.tokens += count * length * self.world
-            self.seconds += time.monotonic() - begin
+            now = time.monotonic()
+            self.seconds, begin = self.seconds + now - begin, now
             sums.append((loss.item(), right.item(), count * length * self.world))
             if self.rank != 0:
                 continue
@@ -180,6 +198,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", choices=CONFIGS, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, help="how long to train, instead of the configuration's tokens")
     args = parser.parse_args()
     config = CONFIGS[args.config]
     world = 1 if torch.cuda.is_available() else config.processes
@@ -201,7 +220,7 @@ def main():
     if world > 1:
         rendezvous = f"file://{args.out.resolve()}/rendezvous-{os.getppid()}"
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
-    Trainer(config, args.out, rank, world).train()
+    Trainer(config, args.out, rank, world, args.minutes).train()
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import torch
 
+from chats import Chats
 from configs import CONFIGS
 from export_gguf import VARIANTS, read_checkpoint, write_gguf
+from grow import grow
 from recall_train_process import answers_right
 from tokenizer import load_tokenizer
 
@@ -31,14 +33,13 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", choices=CONFIGS, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, help="how long to train, instead of the configuration's tokens")
     parser.add_argument("--context", type=int, help="the context length to write into the files, if shorter")
     parser.add_argument("--no-training", action="store_true", help="only evaluate and write what is there")
     args = parser.parse_args()
     config = CONFIGS[args.config]
-    here = Path(__file__).resolve().parent
     if not args.no_training:
-        train = [sys.executable, str(here / "recall_train_process.py"), "--config", args.config, "--out", str(args.out)]
-        subprocess.run(train, check=True)
+        train(args.config, args.out, args.minutes)
     tokenizer = load_tokenizer(args.out)
     model = read_checkpoint(args.out, config.shape(tokenizer.get_vocab_size()))
     context = args.context or config.context
@@ -51,6 +52,22 @@ def main():
     result = {"config": args.config, "parameters": sum(p.numel() for p in model.parameters()), "scores": scores}
     (args.out / "scores.json").write_text(json.dumps({**result, "files": files}, indent=2) + "\n")
     print(json.dumps(result))
+
+
+def train(name: str, out: Path, minutes: float | None = None):
+    """Trains, or goes on training. A configuration that is grown from another trains that one first, in out/first."""
+    base = CONFIGS[name].grown_from
+    if base and not (out / "checkpoint.pt").exists():
+        train(base, out / "first")
+        tokenizer = load_tokenizer(out)
+        first = read_checkpoint(out / "first", CONFIGS[base].shape(tokenizer.get_vocab_size()))
+        torch.manual_seed(CONFIGS[name].seed)
+        grown = grow(first, Chats(tokenizer, CONFIGS[name].seed, held_out=False))
+        state = {"model": grown.state_dict(), "tokens": 0, "step": 0, "seconds": 0.0}
+        torch.save(state, out / "checkpoint.pt")
+    process = Path(__file__).resolve().parent / "recall_train_process.py"
+    arguments = ["--config", name, "--out", str(out)] + (["--minutes", str(minutes)] if minutes else [])
+    subprocess.run([sys.executable, str(process), *arguments], check=True)
 
 
 @torch.no_grad()
