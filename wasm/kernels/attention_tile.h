@@ -9,38 +9,61 @@ constexpr int kTokenVectors = kPageTokens / 4;
 // Vectors of 4 tokens computed together for kRows query rows: as many accumulators as fit the 16 registers.
 constexpr int token_vectors(int rows) { return rows == 1 ? 8 : rows == 4 ? 2 : 4; }
 
-// scores[r][32] = q_r · k_j for all 32 tokens.  q: (head_dim, kRows);  k: (head_dim, 32).
-template <int kRows>
-INLAY_INLINE void score_page(const float* q, const float* k, int head_dim, float scores[][kPageTokens]) {
-  constexpr int kVectors = token_vectors(kRows);
-  for (int first = 0; first < kTokenVectors; first += kVectors) {
-    f32x4 acc[kRows][kVectors];
-    for (int r = 0; r < kRows; r++)
-      for (int v = 0; v < kVectors; v++) acc[r][v] = f32x4_zero();
-    const float* column = k + 4 * first;
-    const float* queries = q;
-    for (int c = 0; c < head_dim; c++, column += kPageTokens, queries += kRows) {
-      f32x4 keys[kVectors];
-      for (int v = 0; v < kVectors; v++) keys[v] = wasm_v128_load(column + 4 * v);
-      for (int r = 0; r < kRows; r++) {
-        const f32x4 query = f32x4_load_splat(queries + r);
-        for (int v = 0; v < kVectors; v++) acc[r][v] = f32x4_madd(query, keys[v], acc[r][v]);
-      }
+// Tokens [from, to) of a page that a selection keeps, and what lies between them; multiples of 8.
+struct TokenRange {
+  int from = 0, to = kPageTokens;
+  bool is_whole() const { return to - from == kPageTokens; }
+};
+
+// The range of the tokens in a mask that is not 0.
+INLAY_INLINE TokenRange range_of(uint32_t mask) {
+  return {__builtin_ctz(mask) & ~7, (39 - __builtin_clz(mask)) & ~7};
+}
+
+// Scores of kVectors * 4 neighbouring tokens.
+template <int kRows, int kVectors>
+INLAY_INLINE void score_tokens(const float* q, const float* k, int head_dim, int first, float scores[][kPageTokens]) {
+  f32x4 acc[kRows][kVectors];
+  for (int r = 0; r < kRows; r++)
+    for (int v = 0; v < kVectors; v++) acc[r][v] = f32x4_zero();
+  const float* column = k + first;
+  const float* queries = q;
+  for (int c = 0; c < head_dim; c++, column += kPageTokens, queries += kRows) {
+    f32x4 keys[kVectors];
+    for (int v = 0; v < kVectors; v++) keys[v] = wasm_v128_load(column + 4 * v);
+    for (int r = 0; r < kRows; r++) {
+      const f32x4 query = f32x4_load_splat(queries + r);
+      for (int v = 0; v < kVectors; v++) acc[r][v] = f32x4_madd(query, keys[v], acc[r][v]);
     }
-    for (int r = 0; r < kRows; r++)
-      for (int v = 0; v < kVectors; v++) wasm_v128_store(&scores[r][4 * (first + v)], acc[r][v]);
   }
+  for (int r = 0; r < kRows; r++)
+    for (int v = 0; v < kVectors; v++) wasm_v128_store(&scores[r][first + 4 * v], acc[r][v]);
+}
+
+// scores[r][j] = q_r · k_j for the tokens of the range, 0 for the others.  q: (head_dim, kRows);  k: (head_dim, 32).
+template <int kRows>
+INLAY_INLINE void score_page(const float* q, const float* k, int head_dim, float scores[][kPageTokens],
+                             TokenRange range = {}) {
+  constexpr int kVectors = token_vectors(kRows);
+  if (range.is_whole()) {
+    for (int j = 0; j < kPageTokens; j += 4 * kVectors) score_tokens<kRows, kVectors>(q, k, head_dim, j, scores);
+    return;
+  }
+  for (int r = 0; r < kRows; r++)
+    for (int j = 0; j < kPageTokens; j += 4) wasm_v128_store(&scores[r][j], f32x4_zero());
+  for (int j = range.from; j < range.to; j += 8) score_tokens<kRows, 2>(q, k, head_dim, j, scores);
 }
 
 // kVectors * 4 dims of acc for kRows rows.
 template <int kRows, int kVectors>
 INLAY_INLINE void weigh_dims(const float p[][kPageTokens], const float* v, int head_dim, const float* correction,
-                             float* acc) {
+                             TokenRange range, float* acc) {
   f32x4 sums[kRows][kVectors];
   for (int r = 0; r < kRows; r++)
     for (int i = 0; i < kVectors; i++)
       sums[r][i] = wasm_f32x4_mul(wasm_v128_load(acc + r * head_dim + 4 * i), f32x4_load_splat(correction + r));
-  for (int j = 0; j < kPageTokens; j++, v += head_dim) {
+  v += range.from * head_dim;
+  for (int j = range.from; j < range.to; j++, v += head_dim) {
     f32x4 values[kVectors];
     for (int i = 0; i < kVectors; i++) values[i] = wasm_v128_load(v + 4 * i);
     for (int r = 0; r < kRows; r++) {
@@ -52,16 +75,16 @@ INLAY_INLINE void weigh_dims(const float p[][kPageTokens], const float* v, int h
     for (int i = 0; i < kVectors; i++) wasm_v128_store(acc + r * head_dim + 4 * i, sums[r][i]);
 }
 
-// acc_r = acc_r * correction_r + sum_j p[r][j] * v_j.  v: (32, head_dim);  acc: (kRows, head_dim).
+// acc_r = acc_r * correction_r + sum_j p[r][j] * v_j over the range's tokens.  v: (32, head_dim);  acc: (kRows, head_dim).
 template <int kRows>
 INLAY_INLINE void weigh_page(const float p[][kPageTokens], const float* v, int head_dim, const float* correction,
-                             float* acc) {
+                             TokenRange range, float* acc) {
   constexpr int kVectors = kRows == 4 ? 2 : 4;
   int dim = 0;
   for (; dim + 4 * kVectors <= head_dim; dim += 4 * kVectors)
-    weigh_dims<kRows, kVectors>(p, v + dim, head_dim, correction, acc + dim);
+    weigh_dims<kRows, kVectors>(p, v + dim, head_dim, correction, range, acc + dim);
   if constexpr (kVectors > 2) {
-    if (dim < head_dim) weigh_dims<kRows, 2>(p, v + dim, head_dim, correction, acc + dim);
+    if (dim < head_dim) weigh_dims<kRows, 2>(p, v + dim, head_dim, correction, range, acc + dim);
   }
 }
 
