@@ -1,9 +1,8 @@
 /** What lives beside the cache of a pinned prompt that was clustered: its index, and the policy that reads it. */
 
 import type { CacheCompanion } from "../kv/paged-cache.ts";
-import type { ClusterIndex } from "./cluster-index.ts";
 import type { AttentionShape, ClusterScores, QueryBlocks } from "./policy.ts";
-import { type SqueezedOptions, SqueezedPolicy } from "./squeezed.ts";
+import { type SqueezedPolicy, thresholdOf } from "./squeezed.ts";
 
 /** Queries of one layer and call. */
 export interface ScoreQueries {
@@ -25,9 +24,11 @@ export interface ClusterScorer {
 }
 
 /** Shared by a pinned prompt's cache and all forks of it. */
-interface SharedIndex {
+export interface SharedIndex {
+  /** Tokens of the prompt. */
   readonly nTokens: number;
   readonly policy: SqueezedPolicy;
+  /** Disposed by its last user. */
   readonly scorer: ClusterScorer;
   /** Caches that have it. */
   users: number;
@@ -45,22 +46,6 @@ export class SqueezedPrefix implements CacheCompanion {
     if (index) index.users++;
   }
 
-  /** For the `nTokens` tokens of a prompt. Owns `scorer`, which the last fork disposes. */
-  static create(
-    shape: AttentionShape,
-    nTokens: number,
-    index: ClusterIndex,
-    options: SqueezedOptions,
-    scorer: ClusterScorer,
-  ): SqueezedPrefix {
-    return new SqueezedPrefix({
-      nTokens,
-      policy: new SqueezedPolicy(shape, index, options),
-      scorer,
-      users: 0,
-    });
-  }
-
   /** How queries after the prompt are to be selected for; undefined once it was truncated away. */
   get policy(): SqueezedPolicy | undefined {
     return this.#index?.policy;
@@ -68,7 +53,11 @@ export class SqueezedPrefix implements CacheCompanion {
 
   /** Estimated probabilities of a layer's clusters. */
   score(layer: number, queries: ScoreQueries): ClusterScores | undefined {
-    return this.#index?.scorer.fine(layer, queries);
+    if (!this.#index) return undefined;
+    const { scorer, policy } = this.#index;
+    const { coarse } = policy.options;
+    if (!coarse) return scorer.fine(layer, queries);
+    return scorer.twoLevel(layer, queries, thresholdOf(coarse, queries.blocks.blockSize));
   }
 
   commit(): void {}

@@ -29,9 +29,16 @@ export interface Thresholds {
   readonly block: number;
 }
 
+/** The threshold for blocks of so many queries. */
+export function thresholdOf({ query, block }: Thresholds, blockQueries: number): number {
+  return blockQueries === 1 ? query : block;
+}
+
 /** How a pinned prompt is read. */
 export interface SqueezedOptions {
   readonly thresholds: Thresholds;
+  /** Of coarse clusters, whose clusters are looked up only where they are above it; undefined: all are. */
+  readonly coarse?: Thresholds | undefined;
   /**
    * A block of a KV head whose estimated probability that is left out is above this reads everything. 1 = never.
    * 0 < maxMissing <= 1.
@@ -61,7 +68,7 @@ export class SqueezedPolicy implements SelectionPolicy {
   constructor(
     private readonly shape: AttentionShape,
     private readonly index: ClusterIndex,
-    private readonly options: SqueezedOptions,
+    readonly options: SqueezedOptions,
   ) {
     this.#dense = new DensePolicy(shape);
     this.#counts = index.layers.map((layer) => layer?.map(entryCounts));
@@ -98,8 +105,7 @@ export class SqueezedPolicy implements SelectionPolicy {
     ends: Uint32Array,
     counts: Float32Array,
   ): number {
-    const { query, block } = this.options.thresholds;
-    const threshold = blockQueries === 1 ? query : block;
+    const threshold = thresholdOf(this.options.thresholds, blockQueries);
     const at = b * stride + starts[h]!;
     let kept = 0;
     for (let e = 0; e < SINK_ENTRIES; e++) kept += sigma[at + e]!;

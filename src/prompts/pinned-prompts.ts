@@ -135,7 +135,7 @@ export class PinnedPrompts {
     const ids = this.host.encode(pinnedPrompt(content));
     checkFits(ids.length, this.host.contextLength);
     const draft = this.#draft(id, content, ids, this.#coding(bits));
-    const squeeze = squeezeRequest(request, ids.length);
+    const squeeze = this.host.squeezer.isOfUse ? squeezeRequest(request, ids.length) : undefined;
     const contentBytes = encodeContent(content);
     const idBytes = bytesOf(ids);
     const unlock = await this.#stored.lock(this.#key(id), outer);

@@ -10,13 +10,14 @@
 import { Calibration } from "../attention/calibration.ts";
 import {
   type ClusterIndex,
+  coarseEntries,
   entryCounts,
   type HeadClusters,
   type LayerClusters,
   SINK_ENTRIES,
 } from "../attention/cluster-index.ts";
 import type { AttentionShape, ClusterScores } from "../attention/policy.ts";
-import { SQUEEZED_BLOCK } from "../attention/squeezed.ts";
+import { SQUEEZED_BLOCK, SqueezedPolicy } from "../attention/squeezed.ts";
 import { SqueezedPrefix } from "../attention/squeezed-prefix.ts";
 import { WasmClusterScorer } from "../backend/wasm/cluster-scorer.ts";
 import { KeyClusters, type KeyClustersResult } from "../backend/wasm/key-clusters.ts";
@@ -28,7 +29,7 @@ import { type CacheFormat, PAGE_TOKENS } from "../kv/page.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
 import { SINK_PAGES, settledPages, wholePageBytes } from "../kv/quantize.ts";
 import type { PromptManifest } from "./manifest.ts";
-import { clusteredEnd, type SqueezedInfo } from "./squeezed-info.ts";
+import { clusteredEnd, type HeadSizes, type SqueezedInfo } from "./squeezed-info.ts";
 import { decodeClusters, encodeClusters } from "./squeezed-records.ts";
 import { CALIBRATION_TOKENS, WindowQueries } from "./window-queries.ts";
 
@@ -39,8 +40,13 @@ const CLUSTER_KEYS = 20;
 const COARSE_KEYS = 100;
 /** Passes of K-means on each level; labels seldom change after as many. */
 const PASSES = 6;
+/** Keys of half of the coarse clusters go on to the fine level (algorithms.md B.2). */
+const COARSE_SPARSITY = 0.5;
 /** Shares that a stored prompt has thresholds for, beside the one that it was pinned with. */
 const SPARSITIES = [0.5, 0.7, 0.8, 0.9];
+
+/** Entries of a KV head from which on coarse clusters are looked up first: fewer are looked up as fast at once. */
+const TWO_LEVEL_FROM = 4096;
 
 /** Shorter prompts are not clustered: there is nothing to gain, and hybrid devices keep their beginning elsewhere. */
 export const LEAST_SQUEEZED_TOKENS = 512;
@@ -51,6 +57,9 @@ export interface SqueezeRequest {
   readonly sparsity: number;
   readonly maxMissing: number;
 }
+
+/** What of a manifest says how a prompt was clustered. */
+export type SqueezedPrompt = Pick<PromptManifest, "nTokens" | "squeezed">;
 
 /** What clustering made of a prompt. */
 export interface Squeezed {
@@ -72,6 +81,11 @@ export class Squeezer {
     this.#clusters = new KeyClusters(wasm, shape.headDim);
   }
 
+  /** Whether there is a layer to cluster. */
+  get isOfUse(): boolean {
+    return this.shape.window.some((window) => window === undefined);
+  }
+
   /** The tokens of a prompt before its observation window, and what is to watch the rest being prefilled. */
   watch(nTokens: number): { before: number; queries: WindowQueries } {
     const before = nTokens - CALIBRATION_TOKENS;
@@ -82,61 +96,101 @@ export class Squeezer {
   async *squeeze(
     cache: PagedCache,
     { sparsity, maxMissing }: SqueezeRequest,
-    { layers: queries }: WindowQueries,
+    queries: WindowQueries,
     checkpoint: Checkpoint,
   ): AsyncGenerator<number, Squeezed> {
     const { nTokens } = cache;
     const { headDim, nLayers } = this.shape;
     const records: Bytes[] = [];
-    const layers: SqueezedInfo["layers"][number][] = [];
-    const calibrations = [1, SQUEEZED_BLOCK].map((blockSize) => ({
-      blockSize,
-      calibration: new Calibration(),
-    }));
+    const sizes: HeadSizes[][] = [];
     for (let layer = 0; layer < nLayers; layer++) {
       await checkpoint.pass();
-      if (this.shape.window[layer] !== undefined) {
-        layers.push([]);
-        continue;
-      }
-      const made = await this.#sortLayer(cache, layer, checkpoint);
-      const sizes = made.map(({ ends, coarseEnds }) => ({ entries: ends.length, coarse: coarseEnds.length }));
-      const record = encodeClusters(made, headDim, this.pages);
-      records.push(record);
-      layers.push(sizes);
-      // Calibrated as it will be read: with centroids as they are stored.
-      const heads = decodeClusters(record, sizes, { nTokens, headDim }, this.pages);
-      this.#calibrate(heads, queries[layer]!, nTokens, calibrations);
+      const isClustered = this.shape.window[layer] === undefined;
+      const made = isClustered ? await this.#sortLayer(cache, layer, checkpoint) : [];
+      sizes.push(made.map(({ ends, coarseEnds }) => ({ entries: ends.length, coarse: coarseEnds.length })));
+      if (isClustered) records.push(encodeClusters(made, headDim, this.pages));
       yield layer + 1;
     }
+    // Calibrated as it will be read: with centroids as they are stored.
+    const index = this.index(nTokens, sizes, records);
+    const most = Math.max(...sizes.flat().map(({ entries }) => entries));
     const wanted = [...new Set([...SPARSITIES, sparsity])].sort((a, b) => a - b);
-    const [query, block] = calibrations.map(({ calibration }) => calibration) as [Calibration, Calibration];
-    const thresholds = wanted.map((share) => ({
-      sparsity: share,
-      query: finite(query.threshold(share), share),
-      block: finite(block.threshold(share), share),
-    }));
-    return { info: { sparsity, maxMissing, thresholds, layers }, records };
+    const calibrated = this.calibrate(index, nTokens, queries, wanted, most >= TWO_LEVEL_FROM);
+    return { info: { sparsity, maxMissing, ...calibrated, layers: sizes }, records };
+  }
+
+  /** Thresholds that leave out shares of the keys, for queries like those of the prompt's end. Throws `invalid-model`, `out-of-memory`. */
+  calibrate(
+    index: ClusterIndex,
+    nTokens: number,
+    { layers: queries }: WindowQueries,
+    sparsities: readonly number[],
+    isTwoLevel: boolean,
+  ): Pick<SqueezedInfo, "thresholds" | "coarse"> {
+    const { shape, scale } = this;
+    const scorer = new WasmClusterScorer(this.wasm, index);
+    try {
+      const collect = (blockSize: number, level: "fine" | "coarse", coarse?: number): Calibration => {
+        const calibration = new Calibration();
+        const blocks = { qStart: nTokens - CALIBRATION_TOKENS, qLen: CALIBRATION_TOKENS, blockSize };
+        for (const [layer, heads] of index.layers.entries()) {
+          if (!heads) continue;
+          const asked = { q: queries[layer]!, shape, blocks, scale };
+          const entries = level === "fine" ? heads : heads.map((head) => coarseEntries(head, index.headDim));
+          const scores =
+            coarse === undefined ? scorer[level](layer, asked) : scorer.twoLevel(layer, asked, coarse);
+          addScores(calibration, scores!, entries);
+        }
+        return calibration;
+      };
+      const sizes = [1, SQUEEZED_BLOCK];
+      const [query, block] = isTwoLevel
+        ? sizes.map((blockSize) =>
+            finite(collect(blockSize, "coarse").threshold(COARSE_SPARSITY), COARSE_SPARSITY),
+          )
+        : [];
+      const fine = sizes.map((blockSize, i) => collect(blockSize, "fine", [query, block][i]));
+      return {
+        thresholds: sparsities.map((sparsity) => {
+          const [ofQuery, ofBlock] = fine.map((calibration) =>
+            finite(calibration.threshold(sparsity), sparsity),
+          );
+          return { sparsity, query: ofQuery!, block: ofBlock! };
+        }),
+        coarse: isTwoLevel ? { query: query!, block: block! } : null,
+      };
+    } finally {
+      scorer.dispose();
+    }
   }
 
   /** What a cache with the pages of such a prompt is to have beside it. `records`: of its clusters. */
-  prefix(
-    { nTokens, shape, squeezed }: PromptManifest,
-    records: readonly Bytes[],
-  ): SqueezedPrefix | undefined {
+  prefix({ nTokens, squeezed }: SqueezedPrompt, records: readonly Bytes[]): SqueezedPrefix | undefined {
     if (!squeezed) return undefined;
-    const { headDim } = shape;
-    let next = 0;
-    const layers = squeezed.layers.map((sizes) =>
-      sizes.length === 0
-        ? undefined
-        : decodeClusters(records[next++]!, sizes, { nTokens, headDim }, this.pages),
-    );
-    const index: ClusterIndex = { headDim, clusteredEnd: clusteredEnd(nTokens), layers };
+    const index = this.index(nTokens, squeezed.layers, records);
+    const { maxMissing, coarse } = squeezed;
     const thresholds = squeezed.thresholds.find(({ sparsity }) => sparsity === squeezed.sparsity)!;
-    const { maxMissing } = squeezed;
-    const scorer = new WasmClusterScorer(this.wasm, index);
-    return SqueezedPrefix.create(this.shape, nTokens, index, { thresholds, maxMissing }, scorer);
+    const policy = new SqueezedPolicy(this.shape, index, {
+      thresholds,
+      maxMissing,
+      coarse: coarse ?? undefined,
+    });
+    return new SqueezedPrefix({ nTokens, policy, scorer: new WasmClusterScorer(this.wasm, index), users: 0 });
+  }
+
+  /** The clusters in the records of a prompt. Throws `storage-failed`. */
+  index(nTokens: number, layers: SqueezedInfo["layers"], records: readonly Bytes[]): ClusterIndex {
+    const { headDim } = this.shape;
+    let next = 0;
+    return {
+      headDim,
+      clusteredEnd: clusteredEnd(nTokens),
+      layers: layers.map((sizes) =>
+        sizes.length === 0
+          ? undefined
+          : decodeClusters(records[next++]!, sizes, { nTokens, headDim }, this.pages),
+      ),
+    };
   }
 
   /** Sorts one layer's tokens by cluster, each KV head's by its own. */
@@ -182,30 +236,10 @@ export class Squeezer {
       return rows;
     });
   }
-
-  /** Counts what the window's queries estimate of a layer's clusters. */
-  #calibrate(
-    heads: LayerClusters,
-    q: Float32Array,
-    nTokens: number,
-    calibrations: readonly { blockSize: number; calibration: Calibration }[],
-  ): void {
-    const { shape, scale } = this;
-    const index = { headDim: shape.headDim, clusteredEnd: clusteredEnd(nTokens), layers: [heads] };
-    const scorer = new WasmClusterScorer(this.wasm, index);
-    try {
-      for (const { blockSize, calibration } of calibrations) {
-        const blocks = { qStart: nTokens - CALIBRATION_TOKENS, qLen: CALIBRATION_TOKENS, blockSize };
-        addScores(calibration, scorer.fine(0, { q, shape, blocks, scale })!, heads);
-      }
-    } finally {
-      scorer.dispose();
-    }
-  }
 }
 
 /** Counts the clusters' estimates of every block, the sinks' not: they are read whatever theirs are. */
-export function addScores(
+function addScores(
   calibration: Calibration,
   { sigma, stride, starts }: ClusterScores,
   heads: LayerClusters,

@@ -1,16 +1,13 @@
 /** What the manifest of a stored prompt says of its clusters (squeezed-records.ts). */
 
 import { SINK_ENTRIES } from "../attention/cluster-index.ts";
+import type { Thresholds } from "../attention/squeezed.ts";
 import { PAGE_TOKENS } from "../kv/page.ts";
 import { settledPages } from "../kv/quantize.ts";
 
 /** A share of keys to leave out, and the thresholds that do so on average. */
-export interface CalibratedSparsity {
+export interface CalibratedSparsity extends Thresholds {
   readonly sparsity: number;
-  /** For one query. */
-  readonly query: number;
-  /** For a block of them. */
-  readonly block: number;
 }
 
 /** The clusters of a stored prompt. */
@@ -20,6 +17,8 @@ export interface SqueezedInfo {
   /** Above this estimated probability of what is left out, all is read. 0 < maxMissing <= 1. */
   readonly maxMissing: number;
   readonly thresholds: readonly CalibratedSparsity[];
+  /** Of coarse clusters, where those are looked up first. */
+  readonly coarse: Thresholds | null;
   /** Per layer, of each KV head; none where the layer is not clustered. */
   readonly layers: readonly (readonly HeadSizes[])[];
 }
@@ -47,11 +46,12 @@ export function isSqueezedInfo(
   info: unknown,
   { nLayers, nKvHeads, nTokens }: { nLayers: number; nKvHeads: number; nTokens: number },
 ): info is SqueezedInfo {
-  const { sparsity, maxMissing, thresholds, layers } = (info ?? {}) as Partial<SqueezedInfo>;
+  const { sparsity, maxMissing, thresholds, coarse, layers } = (info ?? {}) as Partial<SqueezedInfo>;
   const isCount = (n: unknown, least: number) =>
     Number.isSafeInteger(n) && (n as number) >= least && (n as number) <= nTokens;
+  const areFinite = (numbers: unknown[]) => numbers.every((x) => typeof x === "number" && Number.isFinite(x));
   const isCalibrated = (t: Partial<CalibratedSparsity> | null) =>
-    [t?.sparsity, t?.query, t?.block].every((x) => typeof x === "number" && Number.isFinite(x));
+    areFinite([t?.sparsity, t?.query, t?.block]);
   return (
     typeof maxMissing === "number" &&
     maxMissing > 0 &&
@@ -59,6 +59,7 @@ export function isSqueezedInfo(
     Array.isArray(thresholds) &&
     thresholds.every(isCalibrated) &&
     thresholds.some((calibrated) => calibrated.sparsity === sparsity) &&
+    (coarse === null || areFinite([coarse?.query, coarse?.block])) &&
     Array.isArray(layers) &&
     layers.length === nLayers &&
     layers.every(

@@ -70,10 +70,10 @@ INLAY_INLINE void attend_rows(const AttendCall& call, const float* q, const floa
   for (int r = 0; r < kRows; r++) {
     float scale = call.scale;
     if (call.softcap > 0) {
-      for (int j = 0; j < kPageTokens; j++) scores[r][j] = call.softcap * tanhf(scores[r][j] * scale / call.softcap);
+      for (int j = range.from; j < range.to; j++) scores[r][j] = call.softcap * tanhf(scores[r][j] * scale / call.softcap);
       scale = 1.0f;
     }
-    correction[r] = softmax_row(scores[r], scale, keep[r], max + r, sum + r);
+    correction[r] = softmax_row(scores[r], scale, keep[r], range, max + r, sum + r);
   }
   weigh_page<kRows>(scores, v, head_dim, correction, range, acc);
 }
