@@ -74,15 +74,9 @@ export async function measureSqueezed(m: SqueezedMeasurement): Promise<SqueezedR
   const cache = attention.createCache();
   const text = new MadeUpText(shape);
   try {
-    const makeSqueezer = (twoLevelFrom: number) =>
-      new Squeezer(
-        shape,
-        shape.headDim ** -0.5,
-        ops.wasm,
-        new PageConverter(ops.wasm, shape.headDim),
-        twoLevelFrom,
-      );
-    const { before, queries } = makeSqueezer(Infinity).watch(length);
+    const pages = new PageConverter(ops.wasm, shape.headDim);
+    const squeezer = new Squeezer(shape, shape.headDim ** -0.5, ops.wasm, pages);
+    const { before, queries } = squeezer.watch(length);
     const prefillSeconds = await fill(m, cache, text, before, queries);
     const start = performance.now();
     const { info, records } = await squeeze(squeezer, cache, queries);

@@ -42,7 +42,13 @@ import {
 } from "./manifest.ts";
 import { PageFeatures } from "./page-features.ts";
 import { PageTransfer } from "./page-transfer.ts";
-import { LEAST_SQUEEZED_TOKENS, type Squeezed, type SqueezeRequest, type Squeezer } from "./squeeze.ts";
+import {
+  estimatedClusterBytes,
+  LEAST_SQUEEZED_TOKENS,
+  type Squeezed,
+  type SqueezeRequest,
+  type Squeezer,
+} from "./squeeze.ts";
 import type { WindowQueries } from "./window-queries.ts";
 
 /** What is told while a prompt is pinned, opened or imported: progress, then the open prompt, once. */
@@ -148,7 +154,8 @@ export class PinnedPrompts {
         const restored = yield* this.#tryRestore(stored, turn);
         if (restored) return yield* this.#deliver(await this.#keep(stored, restored, turn), turn);
       }
-      await this.#stored.makeRoom(kvBytes(draft.shape, draft.nTokens));
+      const clusterBytes = squeeze ? estimatedClusterBytes(draft.shape, draft.nTokens) : 0;
+      await this.#stored.makeRoom(kvBytes(draft.shape, draft.nTokens) + clusterBytes);
       turn ??= await this.host.enter(outer);
       const sequence = new Sequence(turn.context.sequences.createCache());
       let key: string | undefined;

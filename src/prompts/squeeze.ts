@@ -28,7 +28,7 @@ import { InlayError } from "../errors.ts";
 import { type CacheFormat, PAGE_TOKENS } from "../kv/page.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
 import { SINK_PAGES, settledPages, wholePageBytes } from "../kv/quantize.ts";
-import type { PromptManifest } from "./manifest.ts";
+import type { PromptManifest, PromptShape } from "./manifest.ts";
 import { clusteredEnd, type HeadSizes, type SqueezedInfo } from "./squeezed-info.ts";
 import { decodeClusters, encodeClusters } from "./squeezed-records.ts";
 import { CALIBRATION_TOKENS, WindowQueries } from "./window-queries.ts";
@@ -56,6 +56,11 @@ export interface SqueezeRequest {
   /** Share of the clustered keys to be left out, 0 < sparsity < 1. */
   readonly sparsity: number;
   readonly maxMissing: number;
+}
+
+/** Bytes of the clusters' records of a prompt, about. */
+export function estimatedClusterBytes({ nLayers, nKvHeads, headDim }: PromptShape, nTokens: number): number {
+  return nLayers * nKvHeads * (SINK_ENTRIES + nTokens / CLUSTER_KEYS) * (2 * headDim + 6);
 }
 
 /** What of a manifest says how a prompt was clustered. */
