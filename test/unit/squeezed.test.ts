@@ -264,7 +264,9 @@ describe("squeezed attention", () => {
 
   test("does not depend on the order of clusters: the same keys are read", async () => {
     const { ops, pages, squeeze } = await prefilled(rows);
-    const index = indexOf(await squeeze(), pages);
+    const squeezed = await squeeze();
+    const index = indexOf(squeezed, pages);
+    const { block } = squeezed.info.thresholds.find(({ sparsity }) => sparsity === 0.8)!;
     const queries = laterQueries(rows, 9, 4);
     // The clusters from the last to the first; where each slot was before.
     const turned = index.layers[0]!.map((head) => {
@@ -283,7 +285,7 @@ describe("squeezed attention", () => {
       return { head: { ends, centroids, coarseEnds: Uint32Array.of(counts.length - SINK_ENTRIES) }, was };
     });
     const select = (of: ClusterIndex): Selection =>
-      policyOf(of, 0.001).select(0, queries.blocks, SQUEEZED_BUDGET, {
+      policyOf(of, block).select(0, queries.blocks, SQUEEZED_BUDGET, {
         clusters: new WasmClusterScorer(ops.wasm, of).fine(0, queries)!,
       })[0]!;
     const plain = select(index);
@@ -295,7 +297,7 @@ describe("squeezed attention", () => {
           slots.sort((x, y) => x - y),
           [...tokensRead(plain, b, h)].sort((x, y) => x - y),
         );
-        assert.ok(slots.length < PROMPT);
+        assert.ok(slots.length < 0.7 * PROMPT, `${slots.length} keys are read`);
       }
   });
 
@@ -310,7 +312,8 @@ describe("squeezed attention", () => {
     assert.ok(sparse.missing! > 0.05 && sparse.missing! < 1, `${sparse.missing}`);
     assert.ok(tokensRead(sparse, 0, 0).size < PROMPT);
     const dense = select({ maxMissing: 1e-6 });
-    for (let h = 0; h < 2; h++) assert.equal(tokensRead(dense, 0, h).size, PROMPT + 1);
+    for (let h = 0; h < 2; h++)
+      assert.equal([...tokensRead(dense, 0, h)].filter((t) => t <= PROMPT).length, PROMPT + 1);
     assert.equal(dense.missing, 0);
   });
 

@@ -45,8 +45,9 @@ void logits_of(const ScoreCall& call, const float* q, const float* tile, const f
 
 // sigma += weight * the row's probabilities. Leaves it as it is where nothing is there.
 void add_row(float* logits, const float* counts, int n_entries, float weight, float* sigma) {
-  f32x4 top = wasm_f32x4_splat(kMinusInfinity);
-  for (int i = 0; i < n_entries; i += 4) top = wasm_f32x4_pmax(top, wasm_v128_load(logits + i));
+  // A NaN in the first entries, as queries with one make it in all, stays the maximum and reaches sigma, where it is seen.
+  f32x4 top = wasm_v128_load(logits);
+  for (int i = 4; i < n_entries; i += 4) top = wasm_f32x4_pmax(top, wasm_v128_load(logits + i));
   const float most = f32x4_max_lane(top);
   if (most == kMinusInfinity) return;
   const f32x4 shift = wasm_f32x4_splat(most);

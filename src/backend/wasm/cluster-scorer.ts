@@ -5,6 +5,7 @@ import {
   coarseEntries,
   entryCounts,
   type LayerClusters,
+  SINK_ENTRIES,
 } from "../../attention/cluster-index.ts";
 import { blockCount, type ClusterScores } from "../../attention/policy.ts";
 import type { ClusterScorer, ScoreQueries } from "../../attention/squeezed-prefix.ts";
@@ -89,32 +90,18 @@ class Level {
   }
 }
 
-interface Levels {
-  readonly fine: Level;
-  readonly coarse: Level;
-}
-
 export class WasmClusterScorer implements ClusterScorer {
-  readonly #layers: (Levels | undefined)[] = [];
+  readonly #fine: (Level | undefined)[] = [];
+  /** Made when they are first asked for. */
+  readonly #coarse: (Level | undefined)[] = [];
 
   /** Throws `out-of-memory`. */
   constructor(
-    wasm: WasmModule,
+    private readonly wasm: WasmModule,
     private readonly index: ClusterIndex,
   ) {
-    const { headDim } = index;
     try {
-      for (const heads of index.layers)
-        this.#layers.push(
-          heads && {
-            fine: new Level(wasm, heads, headDim),
-            coarse: new Level(
-              wasm,
-              heads.map((head) => coarseEntries(head, headDim)),
-              headDim,
-            ),
-          },
-        );
+      for (const heads of index.layers) this.#fine.push(heads && new Level(wasm, heads, index.headDim));
     } catch (error) {
       this.dispose();
       throw error;
@@ -122,41 +109,45 @@ export class WasmClusterScorer implements ClusterScorer {
   }
 
   fine(layer: number, queries: ScoreQueries): ClusterScores | undefined {
-    return this.#layers[layer]?.fine.score(queries);
+    return this.#fine[layer]?.score(queries);
   }
 
   coarse(layer: number, queries: ScoreQueries): ClusterScores | undefined {
-    return this.#layers[layer]?.coarse.score(queries);
+    const heads = this.index.layers[layer];
+    if (!heads) return undefined;
+    const { headDim } = this.index;
+    this.#coarse[layer] ??= new Level(
+      this.wasm,
+      heads.map((head) => coarseEntries(head, headDim)),
+      headDim,
+    );
+    return this.#coarse[layer].score(queries);
   }
 
-  /** Scores the clusters of coarse clusters that were above `threshold`; the others are not there. */
   twoLevel(layer: number, queries: ScoreQueries, threshold: number): ClusterScores | undefined {
-    const levels = this.#layers[layer];
+    const fine = this.#fine[layer];
     const heads = this.index.layers[layer];
-    if (!levels || !heads) return undefined;
-    const { sigma, stride, starts } = levels.coarse.score(queries);
-    const { fine } = levels;
-    const nBlocks = blockCount(queries.blocks);
+    const coarse = this.coarse(layer, queries);
+    if (!fine || !heads || !coarse) return undefined;
     const all = fine.counts;
+    const nBlocks = blockCount(queries.blocks);
     const counts = new Float32Array(nBlocks * fine.stride);
     for (let b = 0; b < nBlocks; b++)
       for (const [h, { coarseEnds }] of heads.entries()) {
-        const sinks = heads[h]!.ends.length - coarseEnds.at(-1)!;
         const first = fine.starts[h]!;
-        counts.set(all.subarray(first, first + sinks), b * fine.stride + first);
+        const firstCluster = first + SINK_ENTRIES;
+        const estimates = b * coarse.stride + coarse.starts[h]! + SINK_ENTRIES;
+        counts.set(all.subarray(first, firstCluster), b * fine.stride + first);
         for (const [i, end] of coarseEnds.entries()) {
-          if (!(sigma[b * stride + starts[h]! + sinks + i]! > threshold)) continue;
-          const from = first + sinks + (i === 0 ? 0 : coarseEnds[i - 1]!);
-          counts.set(all.subarray(from, first + sinks + end), b * fine.stride + from);
+          if (!(coarse.sigma[estimates + i]! > threshold)) continue;
+          const from = firstCluster + (i === 0 ? 0 : coarseEnds[i - 1]!);
+          counts.set(all.subarray(from, firstCluster + end), b * fine.stride + from);
         }
       }
     return fine.score(queries, counts);
   }
 
   dispose(): void {
-    for (const levels of this.#layers) {
-      levels?.fine.dispose();
-      levels?.coarse.dispose();
-    }
+    for (const level of [...this.#fine, ...this.#coarse]) level?.dispose();
   }
 }
