@@ -90,13 +90,21 @@ async function take(
   });
 }
 
-const PHASES = { prefill: "Reading", download: "Fetching", store: "Storing", restore: "Opening" } as const;
+const PHASES = {
+  prefill: "Reading",
+  download: "Fetching",
+  cluster: "Sorting",
+  store: "Storing",
+  restore: "Opening",
+} as const;
 
 function showPinProgress({ phase, loaded, total, progress }: PinProgress): void {
   const [done, all] =
     phase === "prefill"
       ? [loaded.toLocaleString("en"), tokensText(total)]
-      : [bytesText(loaded), bytesText(total)];
+      : phase === "cluster"
+        ? [loaded.toLocaleString("en"), `${total} layers`]
+        : [bytesText(loaded), bytesText(total)];
   view.showProgress(progress, `${PHASES[phase]}, ${done} of ${all}`);
 }
 

@@ -3,7 +3,14 @@
 import { resolveMessages } from "../chat/messages.ts";
 import type { ChatMessage } from "../chat/types.ts";
 import { InlayError, internalError } from "../errors.ts";
-import { checkBoolean, checkKnownNames, checkObject, checkString, invalidOption } from "../option-checks.ts";
+import {
+  checkBoolean,
+  checkKnownNames,
+  checkNumber,
+  checkObject,
+  checkString,
+  invalidOption,
+} from "../option-checks.ts";
 import type { PinBits } from "../prompts/coding.ts";
 import type { PinnedContent } from "../prompts/content.ts";
 import type { PinEvent } from "../prompts/pin-events.ts";
@@ -14,8 +21,8 @@ export type { PinBits };
 
 /** How far pinning, opening or importing is. */
 export interface PinProgress {
-  /** "prefill" counts tokens; "download", "store" and "restore" count bytes. */
-  readonly phase: "prefill" | "download" | "store" | "restore";
+  /** "prefill" counts tokens, "cluster" layers; "download", "store" and "restore" count bytes. */
+  readonly phase: "prefill" | "download" | "cluster" | "store" | "restore";
   readonly loaded: number;
   readonly total: number;
   /** 0 to 1 over all phases; never goes back. */
@@ -51,6 +58,18 @@ export interface PinOptions extends OpenPinnedOptions {
    * @default false
    */
   encrypt?: boolean | undefined;
+  /**
+   * Share of its keys that later queries leave out: they read those clusters of keys that they are likely to attend to, and
+   * what surrounds them. 0 reads everything; 0 <= sparsity < 1. Prompts of fewer than 512 tokens are read whole.
+   * @default 0.9 from 4096 tokens on, 0 for shorter prompts
+   */
+  sparsity?: number | undefined;
+  /**
+   * Where the keys that would be left out have more than this share of a head's attention, in estimate, all are read.
+   * 0 < maxMissingMass <= 1.
+   * @default 1: never
+   */
+  maxMissingMass?: number | undefined;
 }
 
 export interface ExportPinnedOptions {
@@ -63,12 +82,22 @@ export interface ImportPinnedOptions extends OpenPinnedOptions {
   encrypt?: boolean | undefined;
 }
 
-const PIN_OPTIONS = ["id", "raw", "bits", "on", "encrypt", "onProgress", "signal"];
+const PIN_OPTIONS = [
+  "id",
+  "raw",
+  "bits",
+  "on",
+  "sparsity",
+  "maxMissingMass",
+  "encrypt",
+  "onProgress",
+  "signal",
+];
 const PIN_BITS = [2, 4, 8, 16] as const;
 
 /** Share of the whole that is done when a phase begins. Prefilling, or fetching, is nearly all of the work. */
-const PHASE_START = { prefill: 0, download: 0, store: 0.95, restore: 0 } as const;
-const PHASE_END = { prefill: 0.95, download: 0.95, store: 1, restore: 1 } as const;
+const PHASE_START = { prefill: 0, download: 0, cluster: 0.9, store: 0.95, restore: 0 } as const;
+const PHASE_END = { prefill: 0.9, download: 0.95, cluster: 0.95, store: 1, restore: 1 } as const;
 
 /**
  * An open pinned prompt: pass it as `pinned` to requests and sessions of the model that opened it. Its pages stay in
@@ -178,11 +207,20 @@ export async function pin(
     throw invalidOption("on", on, "an open pinned prompt, as model.pin and model.pinned.open give it");
   const raw = options.raw === undefined ? undefined : checkBoolean("raw", options.raw);
   const bits = options.bits === undefined ? undefined : checkBits(options.bits);
+  const sparsity =
+    options.sparsity === undefined
+      ? undefined
+      : checkNumber("sparsity", options.sparsity, { min: 0, max: 1, belowMax: true });
+  const maxMissing =
+    options.maxMissingMass === undefined
+      ? undefined
+      : checkNumber("maxMissingMass", options.maxMissingMass, { min: 0, aboveMin: true, max: 1 });
   const encrypt = checkBoolean("encrypt", options.encrypt ?? false);
   const content = contentOf(input, raw, on?.info.raw ?? !hasChatTemplate);
+  const request = { id, content, bits, sparsity, maxMissing, encrypt, on: on?.key };
   requestPersistence();
   return openPinned(client, options, (signal) =>
-    client.pinEvents((engine, port) => engine.pin({ id, content, bits, encrypt, on: on?.key }, port), signal),
+    client.pinEvents((engine, port) => engine.pin(request, port), signal),
   );
 }
 

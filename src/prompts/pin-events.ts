@@ -6,8 +6,8 @@ import type { PinnedInfo } from "../storage/prompt-store.ts";
 export type PinEvent =
   | {
       readonly kind: "progress";
-      /** "prefill" counts tokens, the others count bytes. */
-      readonly phase: "prefill" | "download" | "store" | "restore";
+      /** "prefill" counts tokens, "cluster" layers, the others count bytes. */
+      readonly phase: "prefill" | "download" | "cluster" | "store" | "restore";
       readonly loaded: number;
       readonly total: number;
     }

@@ -9,6 +9,7 @@ import type { AttentionPlan } from "../model/select-pages.ts";
 import type { PromptStore } from "../storage/prompt-store.ts";
 import type { ModelIdentity, PromptManifest, PromptShape } from "./manifest.ts";
 import { PageFeatures } from "./page-features.ts";
+import type { Squeezer } from "./squeeze.ts";
 
 /** One's turn in the engine's queue. */
 export interface Turn {
@@ -29,6 +30,7 @@ export interface PinHost {
   readonly plan: AttentionPlan;
   readonly rope: RopeSpec;
   readonly pages: PageConverter;
+  readonly squeezer: Squeezer;
   readonly contextLength: number;
   encode(prompt: Prompt): Uint32Array;
   decode(ids: Uint32Array): string;

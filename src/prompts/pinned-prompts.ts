@@ -5,6 +5,7 @@
  * common prefix, forks them, and computes only what follows.
  */
 
+import type { AttentionObserver } from "../attention/observer.ts";
 import { Sequence } from "../engine/sequences.ts";
 import { InlayError } from "../errors.ts";
 import { checkFits, type GenerateContext, prefillInto } from "../generate/generate.ts";
@@ -40,6 +41,13 @@ import {
   restore,
   type StoredPrompt,
 } from "./restore.ts";
+import {
+  estimatedClusterBytes,
+  LEAST_SQUEEZED_TOKENS,
+  type Squeezed,
+  type SqueezeRequest,
+} from "./squeeze.ts";
+import type { WindowQueries } from "./window-queries.ts";
 import { prefilledRecords, writePrompt } from "./write.ts";
 
 /** What is to be pinned. */
@@ -48,11 +56,19 @@ export interface PinRequest {
   readonly content: PinnedContent;
   /** undefined: as the cache quantizes its pages, or DEFAULT_BITS where it does not. */
   readonly bits: PinBits | undefined;
+  /** Share of its keys that answers leave out, 0 to below 1; undefined: DEFAULT_SPARSITY for long prompts, 0 for others. */
+  readonly sparsity?: number | undefined;
+  /** See SqueezedOptions. @default 1 */
+  readonly maxMissing?: number | undefined;
   /** Stored encrypted. */
   readonly encrypt: boolean;
   /** Key of an open prompt that `content` comes after. */
   readonly on?: string | undefined;
 }
+
+const DEFAULT_SPARSITY = 0.9;
+/** From this many tokens on, looking clusters up is worth it by itself (bench/REPORT.md). */
+const SQUEEZED_FROM = 4096;
 
 interface OpenPrompt extends StoredPrompt, Restored {
   /** Dropped by the store when its GPU was lost; then it is restored again. */
@@ -84,6 +100,9 @@ export class PinnedPrompts {
       chooseCoding(this.host.shape, request.bits, base?.manifest),
       base?.manifest,
     );
+    const squeeze = this.host.squeezer.isOfUse
+      ? squeezeRequest(request, ids.length, base?.manifest)
+      : undefined;
     const contentBytes = encodeContent(content);
     const idBytes = bytesOf(ids);
     const unlock = await this.#stored.lock(this.#key(id), outer);
@@ -91,22 +110,26 @@ export class PinnedPrompts {
     try {
       const stored = await this.#stored.get(this.#key(id));
       const known = [await sha256(contentBytes), await sha256(idBytes)];
-      if (stored?.info.encrypted === encrypt && (await this.#isSame(stored, draft, known))) {
+      if (stored?.info.encrypted === encrypt && (await this.#isSame(stored, draft, squeeze, known))) {
         turn = await this.host.enter(outer);
         const open = yield* this.#tryRestore(stored, turn);
         if (open) return yield* this.#deliver(await this.#keep(open, turn), turn);
       }
-      await this.#stored.makeRoom(kvBytes(draft.shape, draft.nTokens));
+      const clusterBytes = squeeze ? estimatedClusterBytes(draft.shape, draft.nTokens) : 0;
+      await this.#stored.makeRoom(kvBytes(draft.shape, draft.nTokens) + clusterBytes);
       turn ??= await this.host.enter(outer);
       const sequence = await this.#begin(request.on, turn);
       let key: string | undefined;
       try {
         const start = performance.now();
-        for await (const event of prefillInto(turn.context, sequence, ids, turn.checkpoint))
-          if (event.kind === "prefill") yield progress("prefill", event.loaded, event.total);
+        const watch = squeeze && this.host.squeezer.watch(ids.length);
+        if (watch) yield* prefillPart(turn, sequence, ids.subarray(0, watch.before), ids.length);
+        yield* prefillPart(turn, sequence, ids, ids.length, watch?.queries.observe);
         const prefillSeconds = draft.prefillSeconds + (performance.now() - start) / 1000;
-        const prefilled = { ...draft, prefillSeconds };
-        const records = prefilledRecords(contentBytes, idBytes, prefilled, sequence, this.host);
+        const squeezed = watch && (yield* this.#squeeze(sequence, squeeze!, watch.queries, turn));
+        const prefilled = { ...draft, prefillSeconds, squeezed: squeezed?.info ?? null };
+        const parts = { content: contentBytes, ids: idBytes, clusters: squeezed?.records ?? [] };
+        const records = prefilledRecords(parts, prefilled, sequence, this.host);
         const entry = yield* writePrompt(this.#stored, this.#key(id), prefilled, records, encrypt, turn);
         const prompt = await readManifest(this.#stored, entry);
         const release = await this.#stored.hold(entry);
@@ -298,6 +321,7 @@ export class PinnedPrompts {
       attention: !base || base.attention === attention ? attention : `${base.attention} + ${attention}`,
       prefillSeconds: base?.prefillSeconds ?? 0,
       shape: { ...this.host.shape, ...coding },
+      squeezed: null,
       records: [],
     };
   }
@@ -313,13 +337,20 @@ export class PinnedPrompts {
   }
 
   /** Whether just this prompt is stored: same text and tokens, computed in the same way. */
-  async #isSame(entry: PromptEntry, draft: PromptManifest, known: readonly string[]): Promise<boolean> {
+  async #isSame(
+    entry: PromptEntry,
+    draft: PromptManifest,
+    squeeze: SqueezeRequest | undefined,
+    known: readonly string[],
+  ): Promise<boolean> {
     const manifest = (await this.#tryReadManifest(entry))?.manifest;
     return (
       manifest !== undefined &&
       manifest.attention === draft.attention &&
       manifest.shape.format === draft.shape.format &&
       manifest.shape.cold === draft.shape.cold &&
+      manifest.squeezed?.sparsity === squeeze?.sparsity &&
+      manifest.squeezed?.maxMissing === squeeze?.maxMissing &&
       known.every((digest, i) => manifest.records[i]!.sha256 === digest)
     );
   }
@@ -361,6 +392,21 @@ export class PinnedPrompts {
     return restore(prompt, this.host, isHere ? twin.sequence : undefined, turn);
   }
 
+  /** Sorts a prefilled prompt's tokens by the clusters of their keys. */
+  async *#squeeze(
+    { cache }: Sequence,
+    request: SqueezeRequest,
+    queries: WindowQueries,
+    { checkpoint }: Turn,
+  ): AsyncGenerator<PinProgress, Squeezed> {
+    const layers = this.host.squeezer.squeeze(cache, request, queries, checkpoint);
+    for (;;) {
+      const step = await layers.next();
+      if (step.done) return step.value;
+      yield progress("cluster", step.value, this.host.shape.nLayers);
+    }
+  }
+
   /** Makes a restored prompt an open one; returns its key. */
   async #keep(open: OpenPrompt, { context }: Turn): Promise<string> {
     try {
@@ -394,6 +440,41 @@ export class PinnedPrompts {
     sequences.unshare(open.sequence);
     open.release();
   }
+}
+
+/**
+ * How the prompt of a request is to be squeezed; undefined: not at all. Throws `invalid-option` where that does not go with the
+ * prompt that it is pinned on: sorting would move tokens that the two share.
+ */
+function squeezeRequest(
+  { sparsity, maxMissing = 1 }: PinRequest,
+  nTokens: number,
+  base: PromptManifest | undefined,
+): SqueezeRequest | undefined {
+  const most = base ? 0 : DEFAULT_SPARSITY;
+  const wanted = sparsity ?? (nTokens < SQUEEZED_FROM ? 0 : most);
+  if (base && (wanted > 0 || base.squeezed))
+    throw new InlayError(
+      "invalid-option",
+      base.squeezed
+        ? `the prompt ${JSON.stringify(base.id)} was pinned with a sparsity of ${base.squeezed.sparsity}, and only those with ` +
+            "sparsity: 0 can be gone on from: pin it with that, or pin both together"
+        : `sparsity is ${wanted}, and a prompt that goes on another one is read whole: leave it out, or pin both together`,
+      { option: base.squeezed ? "on" : "sparsity", value: base.squeezed ? base.id : wanted },
+    );
+  return wanted > 0 && nTokens >= LEAST_SQUEEZED_TOKENS ? { sparsity: wanted, maxMissing } : undefined;
+}
+
+/** Prefills `ids`, the first of a prompt's `total` tokens. */
+async function* prefillPart(
+  { context, checkpoint }: Turn,
+  sequence: Sequence,
+  ids: Uint32Array,
+  total: number,
+  observer?: AttentionObserver,
+): AsyncGenerator<PinProgress, void> {
+  for await (const event of prefillInto(context, sequence, ids, checkpoint, observer))
+    if (event.kind === "prefill") yield progress("prefill", event.loaded, total);
 }
 
 /** How a prompt of `nTokens` is attended to: "dense", or a policy and the share of the keys that it reads. */

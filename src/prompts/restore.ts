@@ -6,7 +6,14 @@ import { sha256 } from "../storage/digest.ts";
 import type { Bytes, PromptEntry, PromptStore } from "../storage/prompt-store.ts";
 import { decodeContent, type PinnedContent } from "./content.ts";
 import { manifestDamaged, readHead } from "./file.ts";
-import { damaged, FIRST_KV_RECORD, kvBytes, kvRecords, type PromptManifest } from "./manifest.ts";
+import {
+  damaged,
+  FIRST_KV_RECORD,
+  firstSqueezedRecord,
+  kvBytes,
+  kvRecords,
+  type PromptManifest,
+} from "./manifest.ts";
 import { PageTransfer } from "./page-transfer.ts";
 import { type PinProgress, progress } from "./pin-events.ts";
 import { featuresOf, type PinHost, type Turn } from "./pin-host.ts";
@@ -68,7 +75,7 @@ export async function* restore(
   const { cache } = sequence;
   let isDone = false;
   try {
-    const records = readRecords(prompt, twin ? FIRST_KV_RECORD : manifest.records.length);
+    const records = readRecords(prompt, twin ? FIRST_KV_RECORD : firstSqueezedRecord(manifest));
     const next = async () => (await records.next()).value as Bytes;
     const content = decodeContent(await next());
     const ids = idsOf(await next());
@@ -77,6 +84,9 @@ export async function* restore(
       const transfer = new PageTransfer(cache, manifest, host.pages);
       const features = featuresOf(host, manifest);
       if (features) cache.attach(features.features);
+      const clusters = await readChecked(prompt, firstSqueezedRecord(manifest), manifest.records.length);
+      const prefix = host.squeezer.prefix(manifest, clusters);
+      if (prefix) cache.attach(prefix);
       const total = kvBytes(shape, nTokens);
       let loaded = 0;
       for (const record of kvRecords(shape, nTokens)) {

@@ -11,10 +11,17 @@ import { type PinProgress, progress } from "./pin-events.ts";
 import { featuresOf, type PinHost, type Turn } from "./pin-host.ts";
 import { Seal } from "./seal.ts";
 
-/** The records of a prefilled prompt. It becomes what a restored one would be: pages as stored, features of those. */
+/** What a prompt is stored with beside its pages. */
+export interface PromptParts {
+  readonly content: Bytes;
+  readonly ids: Bytes;
+  /** One for each layer that is clustered. */
+  readonly clusters: readonly Bytes[];
+}
+
+/** The records of a prefilled prompt. It becomes what a restored one would be: pages as stored, features and clusters of those. */
 export async function* prefilledRecords(
-  content: Bytes,
-  ids: Bytes,
+  { content, ids, clusters }: PromptParts,
   draft: PromptManifest,
   { cache }: Sequence,
   host: PinHost,
@@ -31,6 +38,9 @@ export async function* prefilledRecords(
     yield bytes;
   }
   if (features) cache.replaceCompanion(features.features);
+  const prefix = host.squeezer.prefix(draft, clusters);
+  if (prefix) cache.replaceCompanion(prefix);
+  yield* clusters;
 }
 
 /** Stores records under `key`, then the entry that names them, encrypted if `isEncrypted`. Nobody holds the result yet. */
@@ -66,6 +76,7 @@ export async function* writePrompt(
       id,
       tokens,
       bits: bitsOf(shape),
+      sparsity: manifest.squeezed?.sparsity ?? 0,
       attention,
       prefillSeconds,
       raw,

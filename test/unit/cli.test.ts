@@ -174,8 +174,10 @@ describe("pin", () => {
       "id",
       "raw",
       "seconds",
+      "sparsity",
       "tokens",
     ]);
+    assert.equal(pinned.value.sparsity, 0, "too short to be clustered");
     assert.equal(pinned.value.id, "doc.txt");
     assert.equal(pinned.value.bytes, readFileSync(out).byteLength);
     const { status, value } = json(...RUN, "--pinned", out, "--prompt", "Hello", "--max-tokens", "7");
@@ -248,6 +250,18 @@ describe("errors", () => {
       ["pin", MODEL, "--file", join(folder, "no.txt"), "--out", "x"],
       1,
       /cannot read .*no\.txt/,
+    ],
+    [
+      "a sparsity of 1",
+      ["pin", MODEL, "--file", MODEL, "--out", "x", "--sparsity=1", "--device", "wasm"],
+      1,
+      /sparsity is 1; it must be a number with 0 <= sparsity < 1/,
+    ],
+    [
+      "a sparsity of -0.1",
+      ["pin", MODEL, "--file", MODEL, "--out", "x", "--sparsity=-0.1", "--device", "wasm"],
+      1,
+      /sparsity is -0\.1; it must be a number with 0 <= sparsity < 1/,
     ],
     [
       "a pinned prompt that is none",
