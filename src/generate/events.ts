@@ -21,8 +21,8 @@ export interface AttentionUsage {
   readonly policy: string;
   /** Share of the keys at or before the queries that were read, 0 to 1; undefined: there was nothing to read. */
   readonly keysRead: number | undefined;
-  /** Estimated attention probability of the keys that were not, 0 to 1; undefined where the policy does not estimate it. */
-  readonly missingMass: number | undefined;
+  /** Estimated attention probability of the keys that were not, 0 to 1; absent where the policy does not estimate it. */
+  readonly missingMass?: number | undefined;
 }
 
 /** Counts and times of one answer. */

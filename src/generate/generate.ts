@@ -188,7 +188,7 @@ function readOf({ policy, tally }: ReturnType<typeof countedPlan>["prefill" | "d
   return {
     policy: fraction === 1 ? "dense" : (tally.policy ?? policy.name),
     keysRead: fraction,
-    missingMass: missing,
+    ...(missing !== undefined && { missingMass: missing }),
   };
 }
 

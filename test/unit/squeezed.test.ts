@@ -79,7 +79,7 @@ async function prefilled(rows: Rows, format: "f32" | "f16" = "f32") {
       if (step.done) return step.value;
     }
   };
-  return { ops, cache, attend, pages, squeeze, windowQ: q };
+  return { ops, cache, attend, pages, squeezer, queries, squeeze, windowQ: q };
 }
 
 /** Queries [PROMPT, PROMPT + qLen) of `rows`. */
@@ -211,6 +211,30 @@ describe("squeezed attention", () => {
             }
         assert.ok(Math.abs(1 - kept / all - calibrated.sparsity) <= 0.005, `${name}: ${1 - kept / all}`);
       }
+  });
+
+  test("and of two levels too, whose clusters all lie in coarse clusters above their threshold", async () => {
+    const { ops, pages, squeezer, queries, squeeze, windowQ } = await prefilled(rows);
+    const index = indexOf(await squeeze(), pages);
+    const { thresholds, coarse } = squeezer.calibrate(index, PROMPT, queries, [0.7], true);
+    const scorer = new WasmClusterScorer(ops.wasm, index);
+    const blocks = { qStart: PROMPT - CALIBRATION_TOKENS, qLen: CALIBRATION_TOKENS, blockSize: 1 };
+    const asked = { q: windowQ, shape: SHAPE, blocks, scale: SCALE };
+    const { sigma, stride, starts } = scorer.twoLevel(0, asked, coarse!.query)!;
+    const above = scorer.coarse(0, asked)!;
+    let [kept, all] = [0, 0];
+    for (const [h, head] of index.layers[0]!.entries())
+      for (let b = 0; b < CALIBRATION_TOKENS; b++)
+        for (const [e, n] of entryCounts(head).entries()) {
+          if (e < SINK_ENTRIES) continue;
+          all += n;
+          if (!(sigma[b * stride + starts[h]! + e]! > thresholds[0]!.query)) continue;
+          kept += n;
+          const parent = head.coarseEnds.findIndex((end) => e - SINK_ENTRIES < end);
+          const estimate = above.sigma[b * above.stride + above.starts[h]! + SINK_ENTRIES + parent]!;
+          assert.ok(estimate > coarse!.query, `cluster ${e} is read, its coarse cluster has ${estimate}`);
+        }
+    assert.ok(Math.abs(1 - kept / all - 0.7) <= 0.005, `${1 - kept / all} is left out`);
   });
 
   test("one cluster a key: the estimate is the true probability, and what is kept has more than the threshold", async () => {
