@@ -8,9 +8,9 @@ import { ensurePython } from "../tools/setup/python.mjs";
 import { ROOT } from "../tools/setup/shell.mjs";
 
 const RECIPE = path.join(ROOT, "tools/boundary-predictor");
-const DOCUMENTS = 48;
+const DOCUMENTS = 24;
 const DOCUMENT_TOKENS = 512;
-const EPOCHS = 6;
+const EPOCHS = 4;
 const RATE = 1e-3;
 
 /** The bytes of a predictor for `model`; undefined where Python and PyTorch cannot be had. Takes a minute or two. */

@@ -105,7 +105,7 @@ export const quality: Section = {
     "(4 layers, 4 heads of 64 on 2) reads the document that comes with it, stories260K (heads of 8) and tinystories-656k (2 layers, heads " +
     "of 16), both trained for 512 tokens, 2048 tokens of Alice in Wonderland, of which those past 512 are beyond what they know, and 512 of " +
     "them (`-short`), where 256 keys are half and not a quarter. `dhsa-25-learned` is dhsa with a boundary predictor that was trained on " +
-    "24,576 tokens of Pride and Prejudice (tools/boundary-predictor), beside the training-free boundaries.",
+    "12,288 tokens of Pride and Prejudice (tools/boundary-predictor), beside the training-free boundaries.",
   baseline: "other",
   owns: (id) => id.startsWith("quality/"),
   ids: SUBJECTS.flatMap(({ name, tokens, trainingText }) => [
