@@ -48,7 +48,12 @@ function text(nWords: number): PinRequest["content"] {
 }
 
 const pin = (engine: Engine, request: Partial<PinRequest> = {}) =>
-  opened(engine.pinned.pin({ id: "book", content: text(300), bits: 16, sparsity: 0.8, encrypt: false, ...request }, never));
+  opened(
+    engine.pinned.pin(
+      { id: "book", content: text(300), bits: 16, sparsity: 0.8, encrypt: false, ...request },
+      never,
+    ),
+  );
 const open = (engine: Engine) => opened(engine.pinned.open("book", never));
 
 const QUESTION: Prompt = { kind: "ids", ids: Uint32Array.from({ length: 21 }, (_, i) => 40 + 3 * i) };
@@ -184,7 +189,7 @@ describe("a pinned prompt with a sparsity", () => {
     const store = new MemoryPromptStore();
     const engine = await load(store);
     for await (const event of engine.pinned.pin(
-      { id: "book", content: text(300), bits: 4, sparsity: 0.8 },
+      { id: "book", content: text(300), encrypt: false, bits: 4, sparsity: 0.8 },
       never,
     ))
       if (event.kind === "progress" && event.phase === "cluster") break;
@@ -213,7 +218,7 @@ describe("a pinned prompt with a sparsity", () => {
     const store = new MemoryPromptStore();
     const engine = await load(store);
     await pin(engine);
-    const file = await openPromptFile(await engine.pinned.export("book"));
+    const file = await openPromptFile(await engine.pinned.export("book", false));
     const first = firstSqueezedRecord(file.manifest);
     const withRecord = async (change: (words: Uint32Array) => void): Promise<Blob> => {
       const records: Bytes[] = [];
@@ -236,7 +241,7 @@ describe("a pinned prompt with a sparsity", () => {
       (words: Uint32Array) => words.fill(5, 0, 1),
     ])
       await assert.rejects(
-        opened(engine.pinned.import(await withRecord(change), never)),
+        opened(engine.pinned.import(await withRecord(change), false, never)),
         (error) =>
           error instanceof InlayError && error.code === "storage-failed" && /do not fit/.test(error.message),
       );
