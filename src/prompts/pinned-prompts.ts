@@ -73,15 +73,11 @@ export interface PinRequest {
   readonly content: PinnedContent;
   /** undefined: as the cache quantizes its pages, or DEFAULT_BITS where it does not. */
   readonly bits: PinBits | undefined;
-  /** Share of its keys that answers leave out, 0 to below 1; undefined: DEFAULT_SPARSITY for long prompts, 0 for others. */
+  /** Share of its keys that answers leave out, 0 to below 1. @default 0 */
   readonly sparsity?: number | undefined;
   /** See SqueezedOptions. @default 1 */
   readonly maxMissing?: number | undefined;
 }
-
-const DEFAULT_SPARSITY = 0.9;
-/** From this many tokens on, looking clusters up is worth it by itself (bench/REPORT.md). */
-const SQUEEZED_FROM = 4096;
 
 const DEFAULT_BITS = 4;
 
@@ -639,11 +635,10 @@ export class PinnedPrompts {
 
 /** How the prompt of a request is to be squeezed; undefined: not at all. */
 function squeezeRequest(
-  { sparsity, maxMissing = 1 }: PinRequest,
+  { sparsity = 0, maxMissing = 1 }: PinRequest,
   nTokens: number,
 ): SqueezeRequest | undefined {
-  const wanted = sparsity ?? (nTokens < SQUEEZED_FROM ? 0 : DEFAULT_SPARSITY);
-  return wanted > 0 && nTokens >= LEAST_SQUEEZED_TOKENS ? { sparsity: wanted, maxMissing } : undefined;
+  return sparsity > 0 && nTokens >= LEAST_SQUEEZED_TOKENS ? { sparsity, maxMissing } : undefined;
 }
 
 /** Prefills `ids`, the first of a prompt's `total` tokens. */

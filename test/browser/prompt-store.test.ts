@@ -16,6 +16,7 @@ async function put(store: IdbPromptStore, id: string, usedAt = 1): Promise<Promp
       id,
       tokens: 100,
       bits: 4,
+      sparsity: 0,
       attention: "dense",
       prefillSeconds: 1,
       byteLength: 3 * RECORD_BYTES,
