@@ -61,7 +61,7 @@ export interface PinOptions extends OpenPinnedOptions {
   /**
    * Share of its keys that later queries leave out: they read those clusters of keys that they are likely to attend to, and
    * what surrounds them. 0 reads everything; 0 <= sparsity < 1. Prompts of fewer than 512 tokens are read whole.
-   * @default 0.9 from 4096 tokens on, 0 for shorter prompts
+   * @default 0
    */
   sparsity?: number | undefined;
   /**

@@ -56,7 +56,7 @@ export interface PinRequest {
   readonly content: PinnedContent;
   /** undefined: as the cache quantizes its pages, or DEFAULT_BITS where it does not. */
   readonly bits: PinBits | undefined;
-  /** Share of its keys that answers leave out, 0 to below 1; undefined: DEFAULT_SPARSITY for long prompts, 0 for others. */
+  /** Share of its keys that answers leave out, 0 to below 1. @default 0 */
   readonly sparsity?: number | undefined;
   /** See SqueezedOptions. @default 1 */
   readonly maxMissing?: number | undefined;
@@ -65,10 +65,6 @@ export interface PinRequest {
   /** Key of an open prompt that `content` comes after. */
   readonly on?: string | undefined;
 }
-
-const DEFAULT_SPARSITY = 0.9;
-/** From this many tokens on, looking clusters up is worth it by itself (bench/REPORT.md). */
-const SQUEEZED_FROM = 4096;
 
 interface OpenPrompt extends StoredPrompt, Restored {
   /** Dropped by the store when its GPU was lost; then it is restored again. */
@@ -447,22 +443,20 @@ export class PinnedPrompts {
  * prompt that it is pinned on: sorting would move tokens that the two share.
  */
 function squeezeRequest(
-  { sparsity, maxMissing = 1 }: PinRequest,
+  { sparsity = 0, maxMissing = 1 }: PinRequest,
   nTokens: number,
   base: PromptManifest | undefined,
 ): SqueezeRequest | undefined {
-  const most = base ? 0 : DEFAULT_SPARSITY;
-  const wanted = sparsity ?? (nTokens < SQUEEZED_FROM ? 0 : most);
-  if (base && (wanted > 0 || base.squeezed))
+  if (base && (sparsity > 0 || base.squeezed))
     throw new InlayError(
       "invalid-option",
       base.squeezed
         ? `the prompt ${JSON.stringify(base.id)} was pinned with a sparsity of ${base.squeezed.sparsity}, and only those with ` +
             "sparsity: 0 can be gone on from: pin it with that, or pin both together"
-        : `sparsity is ${wanted}, and a prompt that goes on another one is read whole: leave it out, or pin both together`,
-      { option: base.squeezed ? "on" : "sparsity", value: base.squeezed ? base.id : wanted },
+        : `sparsity is ${sparsity}, and a prompt that goes on another one is read whole: leave it out, or pin both together`,
+      { option: base.squeezed ? "on" : "sparsity", value: base.squeezed ? base.id : sparsity },
     );
-  return wanted > 0 && nTokens >= LEAST_SQUEEZED_TOKENS ? { sparsity: wanted, maxMissing } : undefined;
+  return sparsity > 0 && nTokens >= LEAST_SQUEEZED_TOKENS ? { sparsity, maxMissing } : undefined;
 }
 
 /** Prefills `ids`, the first of a prompt's `total` tokens. */

@@ -139,7 +139,7 @@ describe("a pinned prompt with a sparsity", () => {
     await other.dispose();
   });
 
-  test("is left as it is when it is short, and by default up to some thousand tokens", async () => {
+  test("is left as it is when it is short, and by default", async () => {
     const engine = await load(new MemoryPromptStore());
     assert.equal((await pin(engine, { content: text(30) })).info.sparsity, 0);
     assert.equal((await pin(engine, { sparsity: undefined })).info.sparsity, 0);
