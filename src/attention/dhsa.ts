@@ -125,7 +125,11 @@ export class DhsaPolicy implements SelectionPolicy {
     for (const [i, row] of table.entries()) {
       rows.force(row);
       const ranges = chosen[i]!;
-      for (let j = 0; j < ranges.length; j += 2) rows.add(ranges[j]!, ranges[j + 1]!);
+      for (let j = 0; j < ranges.length; j += 2) {
+        // A sliding window may have moved on since they were chosen.
+        const from = Math.max(ranges[j]!, row.firstPage);
+        if (from < ranges[j + 1]!) rows.add(from, ranges[j + 1]!);
+      }
       rows.close(row.end);
     }
     return [rows.finish(layer, this.shape, blocks, this.#nLists === 1)];
@@ -159,7 +163,13 @@ export class DhsaPolicy implements SelectionPolicy {
   ): void {
     const nBlocks = blockCount(blocks);
     const { ends } = keys.chunks(layer);
-    const runs = this.#keyRuns(table.slice(0, nBlocks), keys, layer);
+    // What a block sees is the same in all lists, but a list with a budget for everything does not choose.
+    const rows = table.slice(0, nBlocks).map((first, b) => {
+      let row = first;
+      for (let i = b; row.isDense && i < table.length; i += nBlocks) row = table[i]!;
+      return row;
+    });
+    const runs = this.#keyRuns(rows, keys, layer);
     const masses = estimate(runs);
     let unspent = this.#unspent.get(blocks);
     if (!unspent) {

@@ -33,7 +33,7 @@ export interface QueryBlocks {
 
 /** How much a query block may read. Keys that the block cannot miss (sinks, local, its own) are counted in. */
 export interface Budget {
-  /** Keys per query block and KV head, at least. */
+  /** Keys per query block and KV head, at least. A policy may spend all of them as a mean over heads and layers. */
   readonly tokens: number;
   /** Share of the keys at or before the block, if that is more than `tokens`. 0 <= fraction <= 1. @default 0 */
   readonly fraction?: number | undefined;

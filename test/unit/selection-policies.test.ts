@@ -202,6 +202,7 @@ describe("budgets of single heads", () => {
       assert.ok(more! > 1.2 * equal[0]! && less! < 0.95 * equal[1]!, `${more} and ${less} beside ${equal}`);
       const all = pages(Float32Array.of(1, 1, 100, 1));
       assert.equal(all[0], (22 * 23) / 2, "at most everything");
+      assert.ok(all[1]! >= 0.8 * equal[1]!, `the other head chooses: ${all[1]} beside ${equal[1]}`);
     });
 });
 
