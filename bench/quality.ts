@@ -72,7 +72,7 @@ export const quality: Section = {
     "attention on the keys that it read, beside that of `window` at the same budget; `kl` is KL(dense f16 || this) in thousandths " +
     "of a nat, beside `window`'s, of dense attention beside what would raise the perplexity by our goal (0.1 for q8 and q4, 0.3 for q2); " +
     "`perplexity` beside that of dense attention over f16 pages. inlay-recall " +
-    "(4 layers, 4 heads of 64 on 2) reads the document that comes with it, stories260K (heads of 8, trained for 512 tokens) 2048 tokens of " +
+    "(5 layers, 4 heads of 64 on 2) reads the document that comes with it, stories260K (heads of 8, trained for 512 tokens) 2048 tokens of " +
     "Alice in Wonderland, of which more than 512 are beyond what it knows.",
   baseline: "other",
   owns: (id) => id.startsWith("quality/"),
