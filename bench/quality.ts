@@ -102,7 +102,7 @@ export const quality: Section = {
     "choice of as many whole pages in each layer and block of 32 queries would keep, which knows all probabilities; `kl` is KL(dense f16 || this) in thousandths " +
     "of a nat, beside `window`'s, of dense attention beside what would raise the perplexity by our goal (0.1 for q8 and q4, 0.3 for q2); " +
     "`perplexity` beside that of dense attention over f16 pages. inlay-recall " +
-    "(4 layers, 4 heads of 64 on 2) reads the document that comes with it, stories260K (heads of 8) and tinystories-656k (2 layers, heads " +
+    "(5 layers, 4 heads of 64 on 2) reads the document that comes with it, stories260K (heads of 8) and tinystories-656k (2 layers, heads " +
     "of 16), both trained for 512 tokens, 2048 tokens of Alice in Wonderland, of which those past 512 are beyond what they know, and 512 of " +
     "them (`-short`), where 256 keys are half and not a quarter. `dhsa-25-learned` is dhsa with a boundary predictor that was trained on " +
     "12,288 tokens of Pride and Prejudice (tools/boundary-predictor), beside the training-free boundaries.",

@@ -53,8 +53,9 @@ class Unit:
 TOKENS_PER_NAME = 6
 
 
-#: Part of the worlds of training in which events happen once or four times only, which is easier to tell apart.
-COARSE = 0.2
+#: Part of the worlds of training in which lists have two or four values and events happen once or four times, which is easier
+#: to tell apart.
+COARSE = 0.35
 
 
 class World:
@@ -67,7 +68,9 @@ class World:
     def __init__(self, rng: random.Random, held_out: bool, length: int):
         self.rng = rng
         remainder = 0 if held_out else rng.randrange(1, MODULUS)
-        self.counts = (1, 4) if not held_out and rng.random() < COARSE else (1, 2, 3, 4)
+        is_coarse = not held_out and rng.random() < COARSE
+        self.counts = (1, 4) if is_coarse else (1, 2, 3, 4)
+        self.list_lengths = (2, 4) if is_coarse else (2, 3)
         self.pools = {kind: values_of(kind, remainder) for kind in ("places", "people", "numbers")}
         if not held_out and rng.random() < 0.5:
             least = max(8, round((length / TOKENS_PER_NAME) ** 0.5))
@@ -118,7 +121,7 @@ class World:
     def make_list(self) -> Unit:
         kind = self.rng.choice(GRAMMAR["lists"])
         key = self.key(kind["of"], kind["one"])
-        found = [self.fresh(kind["value"]) for _ in range(self.rng.choice((2, 3)))]
+        found = [self.fresh(kind["value"]) for _ in range(self.rng.choice(self.list_lengths))]
         task = TASKS["list"]
         facts = [task["fact"].format(one=kind["one"], key=key, value=value) for value in found]
         joined = task["comma"].join(found[:-1]) + task["and"] + found[-1]

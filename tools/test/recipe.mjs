@@ -13,7 +13,7 @@ const CLI = path.join(ROOT, "dist/cli.mjs");
 const VARIANTS = ["f16", "q8_0", "q4_0"];
 const FILE = "tools/recall-model";
 
-/** It takes about 40 seconds on two cores. */
+/** It takes about a minute on two cores. */
 const LIMIT_MINUTES = 10;
 
 class Failure extends Error {}
@@ -48,7 +48,7 @@ function trains(interpreter) {
   const losses = log.flatMap(({ loss }) => (loss === undefined ? [] : [loss]));
   check(losses.length >= 3, `the log has ${losses.length} losses`);
   const [first, last] = [losses[0], losses.at(-1)];
-  check(last < first / 2, `the loss went from ${first} to ${last}; half of the first was expected`);
+  check(last < 0.6 * first, `the loss went from ${first} to ${last}; 0.6 of the first was expected`);
 }
 
 function hasScores() {
@@ -142,7 +142,7 @@ export async function recipeTests({ installs }) {
     console.log(`  ${error ? "✗" : "✓"} recipe  ${name} (${((Date.now() - start) / 1000).toFixed(1)} s)`);
     return !error;
   };
-  if (test("the smallest configuration trains: the loss halves", trains)) {
+  if (test("the smallest configuration trains: the loss falls below 0.6 of the first", trains)) {
     test("scores and three GGUF files are written", hasScores);
     test("Inlay's greedy answers with the f16 file are PyTorch's", inlayAgrees);
     test("the Q8_0 and Q4_0 files run in Inlay", quantizedFilesRun);
