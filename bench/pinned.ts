@@ -39,7 +39,7 @@ export const pinned: Section = {
     ...LENGTHS.flatMap(([nTokens, bits]) => [restoreId(nTokens), ...bits.map((n) => storedId(nTokens, n))]),
     LIST_ID,
   ],
-  leftOut: [{ what: "centroid lookup (squeezed)", reason: "it is not built yet" }],
+  leftOut: [],
   needsPeer: false,
   async *run(context, wanted) {
     const browser = await context.browser();

@@ -36,12 +36,14 @@ import {
 import { type BenchContext, isAskedFor, type Section } from "./section.ts";
 import { sizes } from "./sizes.ts";
 import { sparseAttention } from "./sparse-attention.ts";
+import { squeezed } from "./squeezed.ts";
 
 const SECTIONS: readonly Section[] = [
   peers,
   kernels,
   busyCore,
   sparseAttention,
+  squeezed,
   loading,
   sizes,
   kvQuality,

@@ -29,16 +29,22 @@ export interface NumberBounds {
   readonly max: number;
   /** true: `min` itself is not allowed. */
   readonly aboveMin?: boolean;
+  /** true: `max` itself is not allowed. */
+  readonly belowMax?: boolean;
   readonly isInteger?: boolean;
 }
 
 export function checkNumber(option: string, value: unknown, bounds: NumberBounds): number {
-  const { min, max, aboveMin = false, isInteger = false } = bounds;
+  const { min, max, aboveMin = false, belowMax = false, isInteger = false } = bounds;
   const fits = (x: number) =>
-    (aboveMin ? x > min : x >= min) && x <= max && (!isInteger || Number.isInteger(x));
+    (aboveMin ? x > min : x >= min) && (belowMax ? x < max : x <= max) && (!isInteger || Number.isInteger(x));
   if (typeof value === "number" && fits(value)) return value;
   const kind = isInteger ? "an integer" : "a number";
-  throw invalidOption(option, value, `${kind} with ${min} ${aboveMin ? "<" : "<="} ${option} <= ${max}`);
+  throw invalidOption(
+    option,
+    value,
+    `${kind} with ${min} ${aboveMin ? "<" : "<="} ${option} ${belowMax ? "<" : "<="} ${max}`,
+  );
 }
 
 export function checkOneOf<T extends string>(option: string, value: unknown, allowed: readonly T[]): T {

@@ -5,6 +5,8 @@
 
 #include <cstring>
 
+#include "cluster/kmeans.h"
+#include "cluster/score.h"
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/matmul.h"
@@ -125,3 +127,23 @@ INLAY_EXPORT(kv_sum_keys)
 int kv_sum_keys(const uint8_t* pages, uint32_t format, int n_pages, int head_dim, int granule, float* out) {
   return sum_keys(pages, PageFormat(format), n_pages, head_dim, granule, out);
 }
+
+// ---- clusters of a fixed prompt's keys --------------------------------------------------------------------
+
+INLAY_EXPORT(kv_key_rows)
+void kv_key_rows(const float* pages, int n_pages, int head_dim, float* rows) { key_rows(pages, n_pages, head_dim, rows); }
+
+INLAY_EXPORT(kv_permute_pages)
+void kv_permute_pages(const float* pages, const float* keys, const uint32_t* order, int n_pages, int head_dim, float* out) {
+  permute_pages(pages, keys, order, n_pages, head_dim, out);
+}
+
+INLAY_EXPORT(cluster_key_rows) int cluster_key_rows(const ClusterCall* call) { return cluster_keys(*call); }
+
+INLAY_EXPORT(cluster_mean_rows)
+void cluster_mean_rows(const float* keys, int head_dim, const uint32_t* order, const uint32_t* ends, int n_clusters,
+                       float* means) {
+  cluster_means(keys, head_dim, order, ends, n_clusters, means);
+}
+
+INLAY_EXPORT(cluster_scores) int cluster_scores(const ScoreCall* call) { return score_clusters(*call); }

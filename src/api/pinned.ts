@@ -3,7 +3,14 @@
 import { resolveMessages } from "../chat/messages.ts";
 import type { ChatMessage } from "../chat/types.ts";
 import { InlayError, internalError } from "../errors.ts";
-import { checkBoolean, checkKnownNames, checkObject, checkString, invalidOption } from "../option-checks.ts";
+import {
+  checkBoolean,
+  checkKnownNames,
+  checkNumber,
+  checkObject,
+  checkString,
+  invalidOption,
+} from "../option-checks.ts";
 import type { PinnedContent } from "../prompts/content.ts";
 import type { PinBits, PinEvent } from "../prompts/pinned-prompts.ts";
 import type { EngineClient } from "../rpc/client.ts";
@@ -13,8 +20,8 @@ export type { PinBits };
 
 /** How far pinning, opening or importing is. */
 export interface PinProgress {
-  /** "prefill" counts tokens; "download", "store" and "restore" count bytes. */
-  readonly phase: "prefill" | "download" | "store" | "restore";
+  /** "prefill" counts tokens, "cluster" layers; "download", "store" and "restore" count bytes. */
+  readonly phase: "prefill" | "download" | "cluster" | "store" | "restore";
   readonly loaded: number;
   readonly total: number;
   /** 0 to 1 over all phases; never goes back. */
@@ -39,13 +46,26 @@ export interface PinOptions extends OpenPinnedOptions {
    * @default 4, or what kvCache.format quantizes to
    */
   bits?: PinBits | undefined;
+  /**
+   * Share of its keys that later queries leave out: they read those clusters of keys that they are likely to attend to, and
+   * what surrounds them. 0 reads everything; 0 <= sparsity < 1. Prompts of fewer than 512 tokens are read whole.
+   * @default 0.9 from 4096 tokens on, 0 for shorter prompts
+   */
+  sparsity?: number | undefined;
+  /**
+   * Where the keys that would be left out have more than this share of a head's attention, in estimate, all are read.
+   * 0 < maxMissingMass <= 1.
+   * @default 1: never
+   */
+  maxMissingMass?: number | undefined;
 }
 
+const PIN_OPTIONS = ["id", "raw", "bits", "sparsity", "maxMissingMass", "onProgress", "signal"] as const;
 const PIN_BITS = [2, 4, 8, 16] as const;
 
 /** Share of the whole that is done when a phase begins. Prefilling, or fetching, is nearly all of the work. */
-const PHASE_START = { prefill: 0, download: 0, store: 0.95, restore: 0 } as const;
-const PHASE_END = { prefill: 0.95, download: 0.95, store: 1, restore: 1 } as const;
+const PHASE_START = { prefill: 0, download: 0, cluster: 0.9, store: 0.95, restore: 0 } as const;
+const PHASE_END = { prefill: 0.9, download: 0.95, cluster: 0.95, store: 1, restore: 1 } as const;
 
 /**
  * An open pinned prompt: pass it as `pinned` to requests and sessions of the model that opened it. Its pages stay in
@@ -144,15 +164,23 @@ export async function pin(
   input: string | readonly ChatMessage[],
   options: PinOptions,
 ): Promise<PinnedPrompt> {
-  checkKnownNames("", checkObject("options", options), ["id", "raw", "bits", "onProgress", "signal"]);
+  checkKnownNames("", checkObject("options", options), PIN_OPTIONS);
   const id = checkString("id", options.id);
   if (id.length < 1 || id.length > 256) throw invalidOption("id", id, "a name of 1 to 256 characters");
   const raw = options.raw === undefined ? undefined : checkBoolean("raw", options.raw);
   const bits = options.bits === undefined ? undefined : checkBits(options.bits);
+  const sparsity =
+    options.sparsity === undefined
+      ? undefined
+      : checkNumber("sparsity", options.sparsity, { min: 0, max: 1, belowMax: true });
+  const maxMissing =
+    options.maxMissingMass === undefined
+      ? undefined
+      : checkNumber("maxMissingMass", options.maxMissingMass, { min: 0, aboveMin: true, max: 1 });
   const content = contentOf(input, raw, hasChatTemplate);
   requestPersistence();
   return openPinned(client, options, (signal) =>
-    client.pinEvents((engine, port) => engine.pin({ id, content, bits }, port), signal),
+    client.pinEvents((engine, port) => engine.pin({ id, content, bits, sparsity, maxMissing }, port), signal),
   );
 }
 

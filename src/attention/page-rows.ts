@@ -125,7 +125,8 @@ function maskOf(from: number, to: number): number {
   return (upTo & ~((1 << from) - 1)) >>> 0;
 }
 
-function bitCount(bits: number): number {
+/** Bits that are set. */
+export function bitCount(bits: number): number {
   let n = bits - ((bits >>> 1) & 0x55555555);
   n = (n & 0x33333333) + ((n >>> 2) & 0x33333333);
   return (((n + (n >>> 4)) & 0x0f0f0f0f) * 0x01010101) >>> 24;

@@ -68,6 +68,8 @@ export interface Selection {
   /** Bit r set = token page * PAGE_TOKENS + r is kept; absent = all tokens of the page. */
   readonly mask?: Uint32Array;
   readonly segment: Segment;
+  /** Estimated attention probability of the keys that are left out, mean over the rows; undefined: not estimated. */
+  readonly missing?: number | undefined;
 }
 
 /** What a policy looks at, so that nothing is computed for those that look at nothing. */
@@ -87,6 +89,18 @@ export interface LayerView {
   /** Keys of the sequence up to this call's last token, pooled. */
   readonly keys?: KeyFeatures | undefined;
   readonly masses?: SampledMasses | undefined;
+  readonly clusters?: ClusterScores | undefined;
+}
+
+/** Estimated probabilities of the entries of a ClusterIndex. */
+export interface ClusterScores {
+  /** (nBlocks, stride): of one key of an entry, mean over the block's queries and the KV head's query heads. */
+  readonly sigma: Float32Array;
+  readonly stride: number;
+  /** Where the entries of each KV head begin in a row. */
+  readonly starts: readonly number[];
+  /** Queries of a block, the last one's possibly fewer. */
+  readonly blockQueries: number;
 }
 
 /** Attention probabilities of sampled query rows, summed over rows and the query heads of each KV head. */

@@ -140,11 +140,16 @@ export function completionUsage(usage: GenerateUsage): CompletionUsage {
   };
 }
 
-function describeAttention({ policy, keysRead }: AttentionUsage): {
-  policy: string;
-  keys_read: number | null;
-} {
-  return { policy, keys_read: keysRead ?? null };
+function describeAttention({
+  policy,
+  keysRead,
+  missingMass,
+}: AttentionUsage): CompletionUsage["extra"]["attention"]["prefill"] {
+  return {
+    policy,
+    keys_read: keysRead ?? null,
+    ...(missingMass !== undefined && { missing_mass: missingMass }),
+  };
 }
 
 function rate(count: number, seconds: number): number | null {

@@ -184,8 +184,14 @@ export interface CompletionUsage {
     device: GenerateUsage["device"];
     /** The seed that repeats this answer. */
     seed: number;
-    /** Which policy read the prompt and wrote the answer, and the share of the keys that it read (null: none were). */
-    attention: Record<"prefill" | "decode", { policy: string; keys_read: number | null }>;
+    /**
+     * Which policy read the prompt and wrote the answer, the share of the keys that it read (null: none were), and after a
+     * pinned prompt with a sparsity the estimated attention probability of its keys that were not read.
+     */
+    attention: Record<
+      "prefill" | "decode",
+      { policy: string; keys_read: number | null; missing_mass?: number | undefined }
+    >;
   };
 }
 

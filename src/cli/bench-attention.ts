@@ -1,4 +1,7 @@
-/** `inlay bench --attention`: a policy's prefill attention beside dense attention, on made-up text, without a model. */
+/**
+ * `inlay bench --attention`: a policy's attention beside dense attention, on made-up text, without a model. Of a whole prompt;
+ * with `squeezed`, of a token after a pinned prompt.
+ */
 
 import { PREFILL_POLICIES } from "../attention/names.ts";
 import { createPolicy } from "../attention/policies.ts";
@@ -11,8 +14,10 @@ import { WasmOps } from "../backend/wasm/wasm-ops.ts";
 import { HybridAttention } from "../backend/webgpu/hybrid-attention.ts";
 import { openGpu } from "../engine/gpu.ts";
 import { nodeHost } from "../host/node.ts";
-import { checkNumber, checkOneOf } from "../option-checks.ts";
+import { checkNumber, checkOneOf, invalidOption } from "../option-checks.ts";
 import { measureSparse, type SparseTimes } from "../placement/measure-sparse.ts";
+import { measureSqueezed, type SqueezedMeasurement } from "../placement/measure-squeezed.ts";
+import { LEAST_SQUEEZED_TOKENS } from "../prompts/squeeze.ts";
 import { integerList, readArguments } from "./arguments.ts";
 
 export const BENCH_ATTENTION_USAGE =
@@ -49,8 +54,9 @@ interface Row {
 export async function benchAttention(args: readonly string[]): Promise<void> {
   const isBare = args[1] === undefined || args[1].startsWith("--");
   const { options } = readArguments(isBare ? ["--attention=dhsa", ...args.slice(1)] : args, OPTIONS, []);
-  const name = checkOneOf("--attention", options.attention, PREFILL_POLICIES);
-  const fraction = checkNumber("--budget", options.budget ?? 0.25, { min: 0, aboveMin: true, max: 1 });
+  const name = checkOneOf("--attention", options.attention, [...PREFILL_POLICIES, "squeezed"]);
+  const usual = name === "squeezed" ? 0.1 : 0.25;
+  const fraction = checkNumber("--budget", options.budget ?? usual, { min: 0, aboveMin: true, max: 1 });
   const device = checkOneOf("--device", options.device ?? "wasm", ["wasm", "hybrid"]);
   const format = checkOneOf("--kv", options.kv ?? (device === "wasm" ? "f32" : "f16"), ["f32", "f16"]);
   const rounds = checkNumber("--runs", options.runs ?? 3, { min: 1, max: 100, isInteger: true });
@@ -75,6 +81,12 @@ export async function benchAttention(args: readonly string[]): Promise<void> {
     const budget = { tokens: 256, fraction, sinks: 32, local: 128, denseBelow: 0 };
     const rows: Row[] = [];
     for (const length of lengths) {
+      if (name === "squeezed") {
+        rows.push(
+          await squeezedRow({ ops, attention, shape, cold: undefined, length, rounds }, 1 - fraction),
+        );
+        continue;
+      }
       const policy = createPolicy(name, shape, HEADS.headDim ** -0.5);
       rows.push(describe(await measureSparse({ ops, attention, shape, policy, budget, length, rounds })));
     }
@@ -97,6 +109,14 @@ export async function benchAttention(args: readonly string[]): Promise<void> {
   }
 }
 
+async function squeezedRow(m: Omit<SqueezedMeasurement, "variants">, sparsity: number): Promise<Row> {
+  if (m.length < LEAST_SQUEEZED_TOKENS)
+    throw invalidOption("--lengths", m.length, `${LEAST_SQUEEZED_TOKENS} or more for squeezed`);
+  const { variants } = await measureSqueezed({ ...m, variants: [{ sparsity, isTwoLevel: false }] });
+  const { dense, selection, attention, selected } = variants[0]!;
+  return describe({ length: m.length, dense, selection, attention, keysRead: selected });
+}
+
 function describe({ length, dense, selection, attention, keysRead }: SparseTimes): Row {
   return {
     tokens: length,
@@ -117,7 +137,8 @@ function print(
 ): void {
   process.stdout.write(
     `${policy} at ${100 * budget} % of the keys on ${device} (${wasm}, ${threads} thread(s)${gpu ? `, ${gpu}` : ""}), KV ${kv}; ` +
-      "milliseconds of a prompt's attention in one layer of 9 heads on 3 of 64\n" +
+      `milliseconds of the attention of ${policy === "squeezed" ? "a token after such a prompt" : "a prompt"} in one layer of ` +
+      "9 heads on 3 of 64\n" +
       "  tokens       dense   selection      kernel   speed-up   keys read\n",
   );
   for (const { tokens, denseMs, selectionMs, kernelMs, speedup, keysRead } of rows) {

@@ -10,7 +10,7 @@ import { ProgressBar } from "./progress-bar.ts";
 
 export const PIN_USAGE =
   "inlay pin MODEL --file DOC --out FILE.inlaykv [--id NAME] [--raw] [--bits 2|4|8|16]\n" +
-  "          [--device wasm|hybrid|webgpu|auto] [--threads N] [--context N]\n" +
+  "          [--sparsity R] [--device wasm|hybrid|webgpu|auto] [--threads N] [--context N]\n" +
   "          [--attention POLICY] [--budget B] [--kv FORMAT] [--json]";
 
 const OPTIONS = {
@@ -20,6 +20,7 @@ const OPTIONS = {
   id: "string",
   raw: "boolean",
   bits: "integer",
+  sparsity: "number",
   json: "boolean",
 } as const;
 
@@ -38,6 +39,7 @@ export async function pin(args: readonly string[], signal: AbortSignal): Promise
       id,
       raw: options.raw,
       bits: options.bits as PinBits | undefined, // checked by pin
+      sparsity: options.sparsity,
       signal,
       onProgress: ({ phase, progress }) => bar.update(phase, progress),
     })
@@ -45,10 +47,10 @@ export async function pin(args: readonly string[], signal: AbortSignal): Promise
   const seconds = (performance.now() - start) / 1000;
   const bytes = new Uint8Array(await (await model.pinned.export(id)).arrayBuffer());
   withFile("write", out, () => writeFileSync(out, bytes));
-  const { tokens, bits, attention, raw } = prompt.info;
+  const { tokens, bits, sparsity, attention, raw } = prompt.info;
   process.stdout.write(
     options.json
-      ? `${JSON.stringify({ id, tokens, bits, attention, raw, bytes: bytes.byteLength, file: out, seconds })}\n`
+      ? `${JSON.stringify({ id, tokens, bits, sparsity, attention, raw, bytes: bytes.byteLength, file: out, seconds })}\n`
       : `${out}: ${JSON.stringify(id)}, ${tokens} tokens at ${bits} bits, ${Math.ceil(bytes.byteLength / 1024)} KiB, ${seconds.toFixed(1)} s\n`,
   );
 }

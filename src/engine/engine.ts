@@ -24,13 +24,14 @@ import type { ByteSource } from "../gguf/source.ts";
 import type { Host } from "../host/host.ts";
 import { isQuantized } from "../kv/quantize.ts";
 import { type ModelConfig, readModelConfig } from "../model/config.ts";
-import type { Transformer } from "../model/forward.ts";
+import { attentionShape, type Transformer } from "../model/forward.ts";
 import { ropeSpec } from "../model/rope.ts";
 import { type TensorInventory, takeInventory } from "../model/tensor-names.ts";
 import { loadWeights } from "../model/weights.ts";
 import { type EngineOptions, type LoadProgress, resolveContextLength } from "../options.ts";
 import type { ModelIdentity, PromptShape } from "../prompts/manifest.ts";
 import { PinnedPrompts, type Turn } from "../prompts/pinned-prompts.ts";
+import { Squeezer } from "../prompts/squeeze.ts";
 import type { MemoryReport, ModelInfo } from "../rpc/engine-api.ts";
 import { insecurePage } from "../storage/digest.ts";
 import type { PromptStore } from "../storage/prompt-store.ts";
@@ -141,7 +142,8 @@ export class Engine {
   }
 
   private constructor(parts: EngineParts) {
-    const { contextLength, tokenizer, model } = parts;
+    const { contextLength, tokenizer, model, config, wasm } = parts;
+    const pages = new PageConverter(wasm, config.headDim);
     this.#parts = parts;
     this.tokenizer = tokenizer;
     this.#model = model;
@@ -154,7 +156,8 @@ export class Engine {
       shape: promptShape(parts),
       plan: parts.plan.prefill,
       rope: model.rope,
-      pages: new PageConverter(parts.wasm, parts.config.headDim),
+      pages,
+      squeezer: new Squeezer(attentionShape(config), config.attentionScale, wasm, pages),
       contextLength,
       encode: (prompt) => parts.prompts.encode(prompt),
       decode: (ids) => tokenizer.decode(ids, { special: true }),

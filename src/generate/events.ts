@@ -19,8 +19,10 @@ export interface TokenLogprobs extends DescribedToken {
 export interface AttentionUsage {
   /** The policy that chose; "dense" if it read everything. */
   readonly policy: string;
-  /** Share of the keys at or before the queries that were read, 0 to 1, in whole pages; undefined: there was nothing to read. */
+  /** Share of the keys at or before the queries that were read, 0 to 1; undefined: there was nothing to read. */
   readonly keysRead: number | undefined;
+  /** Estimated attention probability of the keys that were not, 0 to 1; undefined where the policy does not estimate it. */
+  readonly missingMass: number | undefined;
 }
 
 /** Counts and times of one answer. */

@@ -2,6 +2,7 @@
  * One answer: prefill what the cache does not hold yet, then decode token by token until something ends it.
  */
 
+import type { AttentionObserver } from "../attention/observer.ts";
 import { AttentionTally } from "../attention/tally.ts";
 import type { AttentionPlans } from "../engine/attention-plans.ts";
 import { type Sequence, type SequenceStore, withRoom } from "../engine/sequences.ts";
@@ -80,15 +81,19 @@ export async function* prefillOnly(
   }
 }
 
-/** Runs what `sequence` lacks of a prompt into it; it stays the caller's. Yields its progress. Throws as `generate` does. */
+/**
+ * Runs what `sequence` lacks of a prompt into it; it stays the caller's. Yields its progress. `observer` is shown its
+ * queries and keys. Throws as `generate` does.
+ */
 export async function* prefillInto(
   context: GenerateContext,
   sequence: Sequence,
   promptIds: Uint32Array,
   checkpoint: Checkpoint,
+  observer?: AttentionObserver,
 ): AsyncGenerator<GenerateEvent, void> {
   checkFits(promptIds.length, context.contextLength);
-  yield* prefill(context, sequence, promptIds, context.plan.prefill, checkpoint);
+  yield* prefill(context, sequence, promptIds, { ...context.plan.prefill, observer }, checkpoint);
 }
 
 async function* answer(
@@ -176,8 +181,12 @@ function countedPlan({ prefill, decode }: AttentionPlans, nPrompt: number) {
 
 /** What a policy did: one that read everything was dense. */
 function readOf({ policy, tally }: ReturnType<typeof countedPlan>["prefill" | "decode"]): AttentionUsage {
-  const { fraction } = tally;
-  return { policy: fraction === 1 ? "dense" : policy.name, keysRead: fraction };
+  const { fraction, missing } = tally;
+  return {
+    policy: fraction === 1 ? "dense" : (tally.policy ?? policy.name),
+    keysRead: fraction,
+    missingMass: missing,
+  };
 }
 
 /** Runs the part of the prompt that is not cached, chunk by chunk; returns the last token's logits. */

@@ -7,6 +7,8 @@
  */
 
 import type { AttentionShape, QueryBlocks } from "../attention/policy.ts";
+import { SQUEEZED_BLOCK } from "../attention/squeezed.ts";
+import { SqueezedPrefix } from "../attention/squeezed-prefix.ts";
 import type { AttentionOps, Ops, Tensor } from "../backend/backend.ts";
 import type { Checkpoint } from "../engine/yielding.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
@@ -50,7 +52,7 @@ export async function forward(
   const blocks: QueryBlocks = {
     qStart: pos,
     qLen: ids.length,
-    blockSize: ids.length === 1 ? 1 : PREFILL_BLOCK,
+    blockSize: blockQueries(cache, ids.length),
     denseFrom: plan.denseFrom,
   };
   try {
@@ -70,6 +72,12 @@ export async function forward(
     cache.truncate(pos);
     throw error;
   }
+}
+
+/** Queries that share a selection, in a call of `n`. */
+function blockQueries(cache: PagedCache, n: number): number {
+  if (n === 1) return 1;
+  return cache.companion(SqueezedPrefix)?.policy ? SQUEEZED_BLOCK : PREFILL_BLOCK;
 }
 
 /** What selection policies need to know of a model. */

@@ -15,6 +15,8 @@ import {
   type Selection,
   type SelectionPolicy,
 } from "../attention/policy.ts";
+import { SQUEEZED_BUDGET } from "../attention/squeezed.ts";
+import { SqueezedPrefix } from "../attention/squeezed-prefix.ts";
 import type { AttentionTally } from "../attention/tally.ts";
 import type { AttentionOps, Ops, Tensor, UnselectedCall } from "../backend/backend.ts";
 import { isDebug } from "../debug.ts";
@@ -44,6 +46,8 @@ export interface AttentionPlan {
  */
 export class PageSelector implements Disposable {
   readonly #features: KeyFeatures | undefined;
+  /** Of a cache that begins with a clustered prompt, whatever the plan says. */
+  readonly #prefix: SqueezedPrefix | undefined;
   /** Pooled on the device, and what becomes of it on the host. */
   #pending: { readonly tensor: Tensor; take(rows: Float32Array): void }[] = [];
 
@@ -56,6 +60,7 @@ export class PageSelector implements Disposable {
     private readonly blocks: QueryBlocks,
   ) {
     this.#features = plan.features && featuresOf(cache, shape, plan.features);
+    this.#prefix = cache.companion(SqueezedPrefix);
   }
 
   /** Shows a layer's keys, (nTokens, nKvHeads * headDim), before they are rotated. */
@@ -81,10 +86,28 @@ export class PageSelector implements Disposable {
     this.#features?.append(layer, blocks.qLen, (ends, sums) =>
       this.#pool(call.k, ends, sums.subarray(0, call.k.width), (rows) => sums.set(rows)),
     );
+    const squeezed = this.#prefix?.policy;
+    if (squeezed) return this.#selectClusters(squeezed, call);
     const view = await this.#view(call);
     const selections = plan.policy.select(layer, blocks, plan.budget, view);
     if (isDebug) for (const selection of selections) assertSelection(selection, shape, blocks, plan.budget);
-    plan.tally?.count(selections, blocks, shape);
+    plan.tally?.count(plan.policy.name, selections, blocks, shape);
+    return selections;
+  }
+
+  /** The end of a prompt is no exception here: its questions are what the clusters are looked up for. */
+  async #selectClusters(
+    policy: SelectionPolicy,
+    { layer, q, scale, softcap }: UnselectedCall,
+  ): Promise<Selection[]> {
+    const { shape, plan } = this;
+    const blocks: QueryBlocks = { ...this.blocks, denseFrom: undefined };
+    const queries = { q: await this.ops.read(q), shape, blocks, scale, softcap };
+    const clusters = this.#prefix?.score(layer, queries);
+    const selections = policy.select(layer, blocks, SQUEEZED_BUDGET, { clusters });
+    if (isDebug && clusters)
+      for (const selection of selections) assertSelection(selection, shape, blocks, SQUEEZED_BUDGET);
+    plan.tally?.count(policy.name, selections, blocks, shape);
     return selections;
   }
 

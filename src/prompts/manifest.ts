@@ -3,7 +3,8 @@
  *
  * Record 0 is the text or messages (JSON), record 1 the token ids (u32, little-endian). Then follow the KV pages, layer by
  * layer, about 1 MiB a record: (pages, nKvHeads, K then V), see src/kv/page.ts. The first page and those of the last 128
- * tokens are f32 or f16; what lies between may be quantized, as in a live cache (src/kv/quantize.ts).
+ * tokens are f32 or f16; what lies between may be quantized, as in a live cache (src/kv/quantize.ts). Last come the clusters
+ * of a prompt that has them (squeezed-records.ts).
  */
 
 import { InlayError } from "../errors.ts";
@@ -15,9 +16,10 @@ import {
   settledPages,
   wholePageBytes,
 } from "../kv/quantize.ts";
+import { isSqueezedInfo, type SqueezedInfo, squeezedRecordBytes } from "./squeezed-info.ts";
 
 /** Of manifest and records together; another number cannot be read. */
-export const FORMAT_VERSION = 1;
+export const FORMAT_VERSION = 2;
 
 /** Where a record would be larger than this, a layer is cut into more of them. */
 const RECORD_BYTES = 1 << 20;
@@ -56,6 +58,8 @@ export interface PromptManifest {
   /** How long that took. */
   readonly prefillSeconds: number;
   readonly shape: PromptShape;
+  /** Clusters of its keys; null: none, its pages lie in the order of its tokens. */
+  readonly squeezed: SqueezedInfo | null;
   readonly records: readonly RecordInfo[];
 }
 
@@ -115,6 +119,12 @@ export function kvBytes(shape: PromptShape, nTokens: number): number {
   return shape.nLayers * layerBytes(shape, nTokens, 0, pageCount(nTokens));
 }
 
+/** Where the records of a prompt's clusters begin. */
+export function firstSqueezedRecord({ shape, nTokens }: Pick<PromptManifest, "shape" | "nTokens">): number {
+  const { nPages, perRecord } = layerCut(shape, nTokens);
+  return FIRST_KV_RECORD + shape.nLayers * Math.ceil(nPages / perRecord);
+}
+
 /** The KV records of a prompt, in order. */
 export function kvRecords(shape: PromptShape, nTokens: number): KvRecord[] {
   const { nPages, perRecord } = layerCut(shape, nTokens);
@@ -146,9 +156,10 @@ export function parseManifest(json: string): PromptManifest {
     throw damaged("the manifest of the pinned prompt is not JSON");
   }
   if (!isManifest(value)) throw damaged("the manifest of the pinned prompt lacks fields");
-  const { shape, nTokens, records } = value;
-  const { nPages, perRecord } = layerCut(shape, nTokens);
-  const nRecords = FIRST_KV_RECORD + shape.nLayers * Math.ceil(nPages / perRecord);
+  const { shape, nTokens, squeezed, records } = value;
+  const firstSqueezed = firstSqueezedRecord(value);
+  const squeezedBytes = squeezedRecordBytes(squeezed, shape.headDim);
+  const nRecords = firstSqueezed + squeezedBytes.length;
   const misfit = damaged("the records of the pinned prompt do not fit its tokens and layers", {
     records: records.length,
     expected: nRecords,
@@ -157,11 +168,14 @@ export function parseManifest(json: string): PromptManifest {
   if (records.length !== nRecords || records[TOKENS_RECORD]!.byteLength !== 4 * nTokens) throw misfit;
   for (const [i, { byteLength }] of kvRecords(shape, nTokens).entries())
     if (records[FIRST_KV_RECORD + i]!.byteLength !== byteLength) throw misfit;
+  for (const [i, byteLength] of squeezedBytes.entries())
+    if (records[firstSqueezed + i]!.byteLength !== byteLength) throw misfit;
   return value;
 }
 
 function isManifest(value: Partial<PromptManifest> | null): value is PromptManifest {
-  const { id, model, raw, nTokens, createdAt, attention, prefillSeconds, shape, records } = value ?? {};
+  const { id, model, raw, nTokens, createdAt, attention, prefillSeconds, shape, squeezed, records } =
+    value ?? {};
   const isCount = (n: unknown) => Number.isSafeInteger(n) && (n as number) > 0 && (n as number) < 2 ** 31;
   const isText = (text: unknown) => typeof text === "string";
   return (
@@ -169,6 +183,8 @@ function isManifest(value: Partial<PromptManifest> | null): value is PromptManif
     [nTokens, shape?.nLayers, shape?.nKvHeads, shape?.headDim].every(isCount) &&
     (shape?.format === "f32" || shape?.format === "f16") &&
     (shape.cold === null || (isText(shape.cold) && isQuantized(shape.cold as string))) &&
+    (squeezed === null ||
+      isSqueezedInfo(squeezed, { ...(shape as PromptShape), nTokens: nTokens as number })) &&
     typeof raw === "boolean" &&
     Number.isFinite(createdAt) &&
     Number.isFinite(prefillSeconds) &&

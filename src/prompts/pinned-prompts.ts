@@ -5,6 +5,7 @@
  * common prefix, forks them, and computes only what follows.
  */
 
+import type { AttentionObserver } from "../attention/observer.ts";
 import type { PageConverter } from "../backend/wasm/page-converter.ts";
 import { Sequence, withRoom } from "../engine/sequences.ts";
 import type { Checkpoint } from "../engine/yielding.ts";
@@ -30,6 +31,7 @@ import {
   damaged,
   describeModel,
   FIRST_KV_RECORD,
+  firstSqueezedRecord,
   kvBytes,
   kvRecords,
   type ModelIdentity,
@@ -40,13 +42,15 @@ import {
 } from "./manifest.ts";
 import { PageFeatures } from "./page-features.ts";
 import { PageTransfer } from "./page-transfer.ts";
+import { LEAST_SQUEEZED_TOKENS, type Squeezed, type SqueezeRequest, type Squeezer } from "./squeeze.ts";
+import type { WindowQueries } from "./window-queries.ts";
 
 /** What is told while a prompt is pinned, opened or imported: progress, then the open prompt, once. */
 export type PinEvent =
   | {
       readonly kind: "progress";
-      /** "prefill" counts tokens, the others count bytes. */
-      readonly phase: "prefill" | "download" | "store" | "restore";
+      /** "prefill" counts tokens, "cluster" layers, the others count bytes. */
+      readonly phase: "prefill" | "download" | "cluster" | "store" | "restore";
       readonly loaded: number;
       readonly total: number;
     }
@@ -63,7 +67,15 @@ export interface PinRequest {
   readonly content: PinnedContent;
   /** undefined: as the cache quantizes its pages, or DEFAULT_BITS where it does not. */
   readonly bits: PinBits | undefined;
+  /** Share of its keys that answers leave out, 0 to below 1; undefined: DEFAULT_SPARSITY for long prompts, 0 for others. */
+  readonly sparsity?: number | undefined;
+  /** See SqueezedOptions. @default 1 */
+  readonly maxMissing?: number | undefined;
 }
+
+const DEFAULT_SPARSITY = 0.9;
+/** From this many tokens on, looking clusters up is worth it by itself (bench/REPORT.md). */
+const SQUEEZED_FROM = 4096;
 
 const DEFAULT_BITS = 4;
 
@@ -89,6 +101,7 @@ export interface PinHost {
   readonly plan: AttentionPlan;
   readonly rope: RopeSpec;
   readonly pages: PageConverter;
+  readonly squeezer: Squeezer;
   readonly contextLength: number;
   encode(prompt: Prompt): Uint32Array;
   decode(ids: Uint32Array): string;
@@ -117,10 +130,12 @@ export class PinnedPrompts {
   constructor(private readonly host: PinHost) {}
 
   /** Prefills and stores a prompt, or opens it if just this one is stored under the id. Replaces another one. */
-  async *pin({ id, content, bits }: PinRequest, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
+  async *pin(request: PinRequest, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
+    const { id, content, bits } = request;
     const ids = this.host.encode(pinnedPrompt(content));
     checkFits(ids.length, this.host.contextLength);
     const draft = this.#draft(id, content, ids, this.#coding(bits));
+    const squeeze = this.host.squeezer.isOfUse ? squeezeRequest(request, ids.length) : undefined;
     const contentBytes = encodeContent(content);
     const idBytes = bytesOf(ids);
     const unlock = await this.#stored.lock(this.#key(id), outer);
@@ -128,7 +143,7 @@ export class PinnedPrompts {
     try {
       const stored = await this.#stored.get(this.#key(id));
       const known = [await sha256(contentBytes), await sha256(idBytes)];
-      if (stored && (await this.#isSame(stored, draft, known))) {
+      if (stored && (await this.#isSame(stored, draft, squeeze, known))) {
         turn = await this.host.enter(outer);
         const restored = yield* this.#tryRestore(stored, turn);
         if (restored) return yield* this.#deliver(await this.#keep(stored, restored, turn), turn);
@@ -139,10 +154,13 @@ export class PinnedPrompts {
       let key: string | undefined;
       try {
         const start = performance.now();
-        for await (const event of prefillInto(turn.context, sequence, ids, turn.checkpoint))
-          if (event.kind === "prefill") yield progress("prefill", event.loaded, event.total);
-        const prefilled = { ...draft, prefillSeconds: (performance.now() - start) / 1000 };
-        const records = this.#records(contentBytes, idBytes, prefilled, sequence);
+        const watch = squeeze && this.host.squeezer.watch(ids.length);
+        if (watch) yield* prefillPart(turn, sequence, ids.subarray(0, watch.before), ids.length);
+        yield* prefillPart(turn, sequence, ids, ids.length, watch?.queries.observe);
+        const prefillSeconds = (performance.now() - start) / 1000;
+        const squeezed = watch && (yield* this.#squeeze(sequence, squeeze!, watch.queries, turn));
+        const prefilled = { ...draft, prefillSeconds, squeezed: squeezed?.info ?? null };
+        const records = this.#records(contentBytes, idBytes, prefilled, sequence, squeezed?.records ?? []);
         const entry = yield* this.#write(prefilled, records, turn);
         const release = await this.#stored.hold(entry);
         key = await this.#keep(entry, { content, ids, sequence, release }, turn);
@@ -309,6 +327,7 @@ export class PinnedPrompts {
       attention: attentionOf(this.host.plan, ids.length),
       prefillSeconds: 0,
       shape: { ...this.host.shape, ...coding },
+      squeezed: null,
       records: [],
     };
   }
@@ -330,7 +349,12 @@ export class PinnedPrompts {
   }
 
   /** Whether just this prompt is stored: same text and tokens, computed in the same way. */
-  async #isSame(entry: PromptEntry, draft: PromptManifest, known: readonly string[]): Promise<boolean> {
+  async #isSame(
+    entry: PromptEntry,
+    draft: PromptManifest,
+    squeeze: SqueezeRequest | undefined,
+    known: readonly string[],
+  ): Promise<boolean> {
     let manifest: PromptManifest;
     try {
       manifest = await readHead(entry.head, entry.sha256);
@@ -342,6 +366,8 @@ export class PinnedPrompts {
       manifest.attention === draft.attention &&
       manifest.shape.format === draft.shape.format &&
       manifest.shape.cold === draft.shape.cold &&
+      manifest.squeezed?.sparsity === squeeze?.sparsity &&
+      manifest.squeezed?.maxMissing === squeeze?.maxMissing &&
       known.every((digest, i) => manifest.records[i]!.sha256 === digest)
     );
   }
@@ -390,7 +416,11 @@ export class PinnedPrompts {
     const { cache } = sequence;
     let isDone = false;
     try {
-      const records = this.#readRecords(entry, manifest, isHere ? FIRST_KV_RECORD : manifest.records.length);
+      const records = this.#readRecords(
+        entry,
+        manifest,
+        isHere ? FIRST_KV_RECORD : firstSqueezedRecord(manifest),
+      );
       const next = async () => (await records.next()).value as Bytes;
       const content = decodeContent(await next());
       const ids = idsOf(await next());
@@ -399,6 +429,10 @@ export class PinnedPrompts {
         const transfer = new PageTransfer(cache, manifest, this.host.pages);
         const features = this.#featuresOf(manifest);
         if (features) cache.attach(features.features);
+        const first = firstSqueezedRecord(manifest);
+        const clusters = await this.#readChecked(entry, manifest, first, manifest.records.length);
+        const prefix = this.host.squeezer.prefix(manifest, clusters);
+        if (prefix) cache.attach(prefix);
         const total = kvBytes(shape, nTokens);
         let loaded = 0;
         for (const record of kvRecords(shape, nTokens)) {
@@ -467,12 +501,31 @@ export class PinnedPrompts {
     return plan.features && new PageFeatures(plan.features, manifest, rope, pages);
   }
 
-  /** The records of a prefilled prompt. It becomes what a restored one would be: pages as stored, features of those. */
+  /** Sorts a prefilled prompt's tokens by the clusters of their keys. */
+  async *#squeeze(
+    { cache }: Sequence,
+    request: SqueezeRequest,
+    queries: WindowQueries,
+    { checkpoint }: Turn,
+  ): AsyncGenerator<PinProgress, Squeezed> {
+    const layers = this.host.squeezer.squeeze(cache, request, queries, checkpoint);
+    for (;;) {
+      const step = await layers.next();
+      if (step.done) return step.value;
+      yield progress("cluster", step.value, this.host.shape.nLayers);
+    }
+  }
+
+  /**
+   * The records of a prefilled prompt. It becomes what a restored one would be: pages as stored, features of those, clusters
+   * as in `clusters`.
+   */
   async *#records(
     content: Bytes,
     ids: Bytes,
     draft: PromptManifest,
     { cache }: Sequence,
+    clusters: readonly Bytes[],
   ): AsyncGenerator<Bytes, void> {
     const { shape, nTokens } = draft;
     if (shape.cold) cache.quantize(shape.cold);
@@ -486,6 +539,9 @@ export class PinnedPrompts {
       yield bytes;
     }
     if (features) cache.replaceCompanion(features.features);
+    const prefix = this.host.squeezer.prefix(draft, clusters);
+    if (prefix) cache.replaceCompanion(prefix);
+    yield* clusters;
   }
 
   /** Stores records, then the entry that names them. The result is held by nobody yet. */
@@ -513,6 +569,7 @@ export class PinnedPrompts {
         id,
         tokens,
         bits: bitsOf(shape),
+        sparsity: manifest.squeezed?.sparsity ?? 0,
         attention,
         prefillSeconds,
         raw,
@@ -572,6 +629,27 @@ export class PinnedPrompts {
     sequences.unshare(open.sequence);
     open.release();
   }
+}
+
+/** How the prompt of a request is to be squeezed; undefined: not at all. */
+function squeezeRequest(
+  { sparsity, maxMissing = 1 }: PinRequest,
+  nTokens: number,
+): SqueezeRequest | undefined {
+  const wanted = sparsity ?? (nTokens < SQUEEZED_FROM ? 0 : DEFAULT_SPARSITY);
+  return wanted > 0 && nTokens >= LEAST_SQUEEZED_TOKENS ? { sparsity: wanted, maxMissing } : undefined;
+}
+
+/** Prefills `ids`, the first of a prompt's `total` tokens. */
+async function* prefillPart(
+  { context, checkpoint }: Turn,
+  sequence: Sequence,
+  ids: Uint32Array,
+  total: number,
+  observer?: AttentionObserver,
+): AsyncGenerator<PinProgress, void> {
+  for await (const event of prefillInto(context, sequence, ids, checkpoint, observer))
+    if (event.kind === "prefill") yield progress("prefill", event.loaded, total);
 }
 
 /** The bits of most elements. */

@@ -13,6 +13,8 @@ export interface PinnedInfo {
   readonly tokens: number;
   /** Of most of its stored keys and values: 2, 4 or 8 where they are quantized, else 16 or 32. */
   readonly bits: number;
+  /** Share of its keys that answers leave out, in estimate; 0: they read all. */
+  readonly sparsity: number;
   /** How it was attended to when it was prefilled: "dense", or a method and the share of the keys read, as "dhsa 0.25". */
   readonly attention: string;
   /** How long it took to prefill it, which is what an answer without the pinned prompt would wait for. */

@@ -3,6 +3,7 @@
 import { assert } from "chai";
 import { createStore, entries, keys, set, values } from "idb-keyval";
 import { InlayError, loadModel, type Model, type PinnedPrompt } from "/dist/inlay.js";
+import { PRESETS } from "../../tools/gguf/model.mjs";
 import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
 import { uniform } from "../fixtures/random.ts";
 import { browser, skip } from "./harness/index.ts";
@@ -104,6 +105,34 @@ describe("pinned prompts", function () {
     const session = await reloaded.createSession({ pinned: opened, temperature: 0, max_tokens: 16 });
     assert.equal(session.contextUsage, opened.info.tokens);
     assert.equal(await session.prompt(QUESTION[0].content), expected.text);
+    await reloaded.dispose();
+  });
+
+  it("with a sparsity are read through their clusters, with the same tokens after a reload", async () => {
+    const long = tinyGguf({ ...PRESETS["tiny-llama"], contextLength: 2048 }, { type: "Q8_0", seed: 8 });
+    const options = { ...OPTIONS, contextLength: 2048, prefillChunk: 256 };
+    const askFor = async (model: Model, pinned: PinnedPrompt) => {
+      const request = { messages: QUESTION, pinned, temperature: 0, max_tokens: 16 };
+      const { choices, usage } = await model.chat.completions.create(request);
+      return { text: choices[0]!.message.content, attention: usage.extra.attention };
+    };
+    const model = await loadModel(long, options);
+    const phases = new Set<string>();
+    const made = await model.pin(DOCUMENT.repeat(6), {
+      id: "squeezed",
+      sparsity: 0.8,
+      onProgress: ({ phase }) => phases.add(phase),
+    });
+    assert.deepEqual([...phases], ["prefill", "cluster", "store"]);
+    assert.equal(made.info.sparsity, 0.8);
+    const before = await askFor(model, made);
+    assert.equal(before.attention.decode.policy, "squeezed");
+    assert.isBelow(before.attention.decode.keys_read!, 0.8);
+    assert.isAbove(before.attention.decode.missing_mass!, 0);
+    await model.dispose();
+    const reloaded = await loadModel(long, options);
+    assert.deepEqual(await askFor(reloaded, await reloaded.pinned.open("squeezed")), before);
+    await reloaded.pinned.delete("squeezed");
     await reloaded.dispose();
   });
 

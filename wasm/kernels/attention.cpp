@@ -59,23 +59,23 @@ uint32_t visible_tokens(const AttendCall& call, int page, uint32_t mask, int pos
   return keep;
 }
 
-// kRows query rows against one page.
+// kRows query rows against the tokens of a page that are in the range; `keep` has no others.
 template <int kRows>
 INLAY_INLINE void attend_rows(const AttendCall& call, const float* q, const float* k, const float* v,
-                              const uint32_t* keep, float* max, float* sum, float* acc) {
+                              const uint32_t* keep, TokenRange range, float* max, float* sum, float* acc) {
   const int head_dim = call.pages.head_dim;
   alignas(16) float scores[kRows][kPageTokens];
   float correction[kRows];
-  score_page<kRows>(q, k, head_dim, scores);
+  score_page<kRows>(q, k, head_dim, scores, range);
   for (int r = 0; r < kRows; r++) {
     float scale = call.scale;
     if (call.softcap > 0) {
-      for (int j = 0; j < kPageTokens; j++) scores[r][j] = call.softcap * tanhf(scores[r][j] * scale / call.softcap);
+      for (int j = range.from; j < range.to; j++) scores[r][j] = call.softcap * tanhf(scores[r][j] * scale / call.softcap);
       scale = 1.0f;
     }
-    correction[r] = softmax_row(scores[r], scale, keep[r], max + r, sum + r);
+    correction[r] = softmax_row(scores[r], scale, keep[r], range, max + r, sum + r);
   }
-  weigh_page<kRows>(scores, v, head_dim, correction, acc);
+  weigh_page<kRows>(scores, v, head_dim, correction, range, acc);
 }
 
 // Copies n_rows query rows as (head_dim, n_rows).
@@ -129,8 +129,9 @@ void run_item(const AttendCall& call, const Item& item, const Partial& result, f
   for (int i = item.from; i < item.to; i++) {
     const int page = int(call.page[i]);
     const uint32_t mask = call.mask ? call.mask[i] : 0xffffffffu;
-    const float* k = keys_as_f32(pages, page, item.kv_head, k_scratch);
-    const float* v = values_as_f32(pages, page, item.kv_head, v_scratch);
+    const TokenRange range = range_of(mask);
+    const float* k = keys_as_f32(pages, page, item.kv_head, range, k_scratch);
+    const float* v = values_as_f32(pages, page, item.kv_head, range, v_scratch);
     for (int row = 0; row < rows; row += kTileRows) {
       const int n = rows - row < kTileRows ? rows - row : kTileRows;
       uint32_t keep[kTileRows], any = 0;
@@ -142,10 +143,10 @@ void run_item(const AttendCall& call, const Item& item, const Partial& result, f
       const float* q = queries + size_t(row) * head_dim;
       float *max = result.max + row, *sum = result.sum + row, *acc = result.acc + size_t(row) * head_dim;
       switch (n) {
-        case 1: attend_rows<1>(call, q, k, v, keep, max, sum, acc); break;
-        case 2: attend_rows<2>(call, q, k, v, keep, max, sum, acc); break;
-        case 3: attend_rows<3>(call, q, k, v, keep, max, sum, acc); break;
-        default: attend_rows<4>(call, q, k, v, keep, max, sum, acc); break;
+        case 1: attend_rows<1>(call, q, k, v, keep, range, max, sum, acc); break;
+        case 2: attend_rows<2>(call, q, k, v, keep, range, max, sum, acc); break;
+        case 3: attend_rows<3>(call, q, k, v, keep, range, max, sum, acc); break;
+        default: attend_rows<4>(call, q, k, v, keep, range, max, sum, acc); break;
       }
     }
   }
@@ -189,8 +190,8 @@ void run_exact(const AttendCall& call, const Item& item, float* scratch) {
   float* const scores = scratch + 2 * page_elements * kExactPages;
   for (int i = 0; i < n_pages; i++) {
     const int page = int(call.page[item.from + i]);
-    k[i] = keys_as_f32(pages, page, item.kv_head, scratch + 2 * i * page_elements);
-    v[i] = values_as_f32(pages, page, item.kv_head, scratch + (2 * i + 1) * page_elements);
+    k[i] = keys_as_f32(pages, page, item.kv_head, {}, scratch + 2 * i * page_elements);
+    v[i] = values_as_f32(pages, page, item.kv_head, {}, scratch + (2 * i + 1) * page_elements);
   }
   const int n_queries = queries_of_block(call, item.block);
   for (int query = 0; query < n_queries; query++) {

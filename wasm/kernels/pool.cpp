@@ -23,7 +23,7 @@ INLAY_INLINE void add_vector(float* x, const float* y, int n) {
 void page_logits(const AttendCall& call, const float* q, int page, int kv_head, int position, float* out) {
   const LayerPages& pages = call.pages;
   alignas(16) float scratch[kPageTokens * kMaxHeadDim];
-  const float* k = keys_as_f32(pages, page, kv_head, scratch);
+  const float* k = keys_as_f32(pages, page, kv_head, {}, scratch);
   f32x4 acc[kPageTokens / 4];
   for (f32x4& a : acc) a = f32x4_zero();
   for (int c = 0; c < pages.head_dim; c++) {

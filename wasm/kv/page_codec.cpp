@@ -283,6 +283,71 @@ void decode_along_tokens(const uint8_t* half, int head_dim, float* out) {
   });
 }
 
+// ---- eight of the 32 tokens -------------------------------------------------------------------------------
+
+// More octets than this are decoded as fast all at once.
+constexpr int kMostOctets = 2;
+
+// Codes of tokens 8 * octet .. 8 * octet + 7 of a channel, in the low 8 bytes.
+template <int kBits>
+INLAY_INLINE i8x16 unpack_octet(const uint8_t* p, int octet) {
+  if constexpr (kBits == 8) return wasm_v128_load64_zero(p + 8 * octet);
+  if constexpr (kBits == 4)
+    return wasm_v128_and(wasm_u8x16_shr(wasm_v128_load64_zero(p + 8 * (octet & 1)), 4 * (octet >> 1)), wasm_i8x16_const_splat(15));
+  return wasm_v128_and(wasm_u8x16_shr(wasm_v128_load64_zero(p), 2 * octet), wasm_i8x16_const_splat(3));
+}
+
+// Calls use(channel, elements) with the octet's elements of every channel, as 2 vectors: the same bits as for_each_channel.
+template <int kBits, class F>
+INLAY_INLINE void for_each_octet(const uint8_t* half, int head_dim, int octet, const F& use) {
+  float scale = 0;
+  memcpy(&scale, half, sizeof scale);
+  const int g = group_channels(head_dim), n = n_groups(head_dim);
+  const uint8_t* const los = half + kHeaderBytes;
+  const uint8_t* const steps = los + n * kPageTokens;
+  const uint8_t* codes = steps + n * kPageTokens;
+  for (int group = 0; group < n; group++) {
+    f32x4 lo[2], step[2];
+    for (int v = 0; v < 2; v++) {
+      const int at = group * kPageTokens + 8 * octet + 4 * v;
+      lo[v] = wasm_f32x4_mul(load_e4m3(los + at), wasm_f32x4_splat(scale));
+      step[v] = wasm_f32x4_mul(load_e4m3(steps + at), wasm_f32x4_splat(scale));
+    }
+    for (int c = 0; c < g; c++, codes += kPageTokens * kBits / 8) {
+      const i16x8 wide = wasm_u16x8_extend_low_u8x16(unpack_octet<kBits>(codes, octet));
+      const f32x4 low = wasm_f32x4_convert_i32x4(wasm_u32x4_extend_low_u16x8(wide));
+      const f32x4 high = wasm_f32x4_convert_i32x4(wasm_u32x4_extend_high_u16x8(wide));
+      const f32x4 elements[2] = {wasm_f32x4_add(wasm_f32x4_mul(low, step[0]), lo[0]),
+                                 wasm_f32x4_add(wasm_f32x4_mul(high, step[1]), lo[1])};
+      use(group * g + c, elements);
+    }
+  }
+}
+
+template <int kBits>
+void decode_octet_channels(const uint8_t* half, int head_dim, int octet, float* out) {
+  for_each_octet<kBits>(half, head_dim, octet, [&](int channel, const f32x4* elements) {
+    float* const to = out + channel * kPageTokens + 8 * octet;
+    wasm_v128_store(to, elements[0]);
+    wasm_v128_store(to + 4, elements[1]);
+  });
+}
+
+template <int kBits>
+void decode_octet_tokens(const uint8_t* half, int head_dim, int octet, float* out) {
+  f32x4 block[4][2];
+  for_each_octet<kBits>(half, head_dim, octet, [&](int channel, const f32x4* elements) {
+    block[channel % 4][0] = elements[0];
+    block[channel % 4][1] = elements[1];
+    if (channel % 4 < 3) return;
+    for (int v = 0; v < 2; v++) {
+      f32x4 rows[4] = {block[0][v], block[1][v], block[2][v], block[3][v]};
+      transpose_block(rows);
+      for (int i = 0; i < 4; i++) wasm_v128_store(out + (8 * octet + 4 * v + i) * head_dim + channel - 3, rows[i]);
+    }
+  });
+}
+
 }  // namespace
 
 int group_channels(int head_dim) {
@@ -321,6 +386,24 @@ void decode_tokens(const uint8_t* half, int head_dim, int bits, float* out) {
     case 4: return decode_along_tokens<4>(half, head_dim, out);
     default: return decode_along_tokens<2>(half, head_dim, out);
   }
+}
+
+void decode_channels(const uint8_t* half, int head_dim, int bits, int from, int to, float* out) {
+  if (to - from > 8 * kMostOctets) return decode_channels(half, head_dim, bits, out);
+  for (int octet = from / 8; octet < to / 8; octet++) switch (bits) {
+      case 8: decode_octet_channels<8>(half, head_dim, octet, out); break;
+      case 4: decode_octet_channels<4>(half, head_dim, octet, out); break;
+      default: decode_octet_channels<2>(half, head_dim, octet, out); break;
+    }
+}
+
+void decode_tokens(const uint8_t* half, int head_dim, int bits, int from, int to, float* out) {
+  if (to - from > 8 * kMostOctets) return decode_tokens(half, head_dim, bits, out);
+  for (int octet = from / 8; octet < to / 8; octet++) switch (bits) {
+      case 8: decode_octet_tokens<8>(half, head_dim, octet, out); break;
+      case 4: decode_octet_tokens<4>(half, head_dim, octet, out); break;
+      default: decode_octet_tokens<2>(half, head_dim, octet, out); break;
+    }
 }
 
 void transpose(const float* x, int n_rows, int n_columns, float* out) {

@@ -38,5 +38,9 @@ void decode_channels(const uint8_t* half, int head_dim, int bits, float* out);
 // The half page as (32, head_dim): V as attention reads it.
 void decode_tokens(const uint8_t* half, int head_dim, int bits, float* out);
 
+// The same for tokens [from, to), multiples of 8; up to 16 of them are faster than all, for more the others may be written too.
+void decode_channels(const uint8_t* half, int head_dim, int bits, int from, int to, float* out);
+void decode_tokens(const uint8_t* half, int head_dim, int bits, int from, int to, float* out);
+
 // out (n_columns, n_rows) = x (n_rows, n_columns)ᵀ. Both sizes are multiples of 4.
 void transpose(const float* x, int n_rows, int n_columns, float* out);

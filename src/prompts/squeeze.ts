@@ -1,0 +1,308 @@
+/**
+ * Clustering a prefilled prompt (Squeezed Attention, arXiv:2411.09688; algorithms.md B.2 and B.7): per layer and KV head the
+ * tokens between the sink page and the last 128 are sorted by the cluster of their key, in place, and thresholds are
+ * calibrated with the queries of the prompt's own end. Legal because all later queries come after all of these tokens, and
+ * softmax does not mind their order.
+ *
+ * Layers with a sliding window stay as they are: they read little as it is, and must tell positions apart.
+ */
+
+import { Calibration } from "../attention/calibration.ts";
+import {
+  type ClusterIndex,
+  coarseEntries,
+  entryCounts,
+  type HeadClusters,
+  type LayerClusters,
+  SINK_ENTRIES,
+} from "../attention/cluster-index.ts";
+import type { AttentionShape, ClusterScores } from "../attention/policy.ts";
+import { SQUEEZED_BLOCK, SqueezedPolicy } from "../attention/squeezed.ts";
+import { SqueezedPrefix } from "../attention/squeezed-prefix.ts";
+import { WasmClusterScorer } from "../backend/wasm/cluster-scorer.ts";
+import { KeyClusters, type KeyClustersResult } from "../backend/wasm/key-clusters.ts";
+import type { WasmModule } from "../backend/wasm/module.ts";
+import type { PageConverter } from "../backend/wasm/page-converter.ts";
+import type { Checkpoint } from "../engine/yielding.ts";
+import { InlayError } from "../errors.ts";
+import { type CacheFormat, PAGE_TOKENS } from "../kv/page.ts";
+import type { PagedCache } from "../kv/paged-cache.ts";
+import { SINK_PAGES, settledPages, wholePageBytes } from "../kv/quantize.ts";
+import type { PromptManifest } from "./manifest.ts";
+import { clusteredEnd, type HeadSizes, type SqueezedInfo } from "./squeezed-info.ts";
+import { decodeClusters, encodeClusters } from "./squeezed-records.ts";
+import { CALIBRATION_TOKENS, WindowQueries } from "./window-queries.ts";
+
+type Bytes = Uint8Array<ArrayBuffer>;
+
+/** Keys of a cluster on average, and of a coarse one (algorithms.md B.2: p = 0.05, p1 = 0.01). */
+const CLUSTER_KEYS = 20;
+const COARSE_KEYS = 100;
+/** Passes of K-means on each level; labels seldom change after as many. */
+const PASSES = 6;
+/** Keys of half of the coarse clusters go on to the fine level (algorithms.md B.2). */
+const COARSE_SPARSITY = 0.5;
+/** Shares that a stored prompt has thresholds for, beside the one that it was pinned with. */
+const SPARSITIES = [0.5, 0.7, 0.8, 0.9];
+
+/** Entries of a KV head from which on coarse clusters are looked up first: fewer are looked up as fast at once. */
+const TWO_LEVEL_FROM = 4096;
+
+/** Shorter prompts are not clustered: there is nothing to gain, and hybrid devices keep their beginning elsewhere. */
+export const LEAST_SQUEEZED_TOKENS = 512;
+
+/** How a prompt is to be squeezed. */
+export interface SqueezeRequest {
+  /** Share of the clustered keys to be left out, 0 < sparsity < 1. */
+  readonly sparsity: number;
+  readonly maxMissing: number;
+}
+
+/** What of a manifest says how a prompt was clustered. */
+export type SqueezedPrompt = Pick<PromptManifest, "nTokens" | "squeezed">;
+
+/** What clustering made of a prompt. */
+export interface Squeezed {
+  readonly info: SqueezedInfo;
+  /** One for each layer that is clustered. */
+  readonly records: readonly Bytes[];
+}
+
+export class Squeezer {
+  readonly #clusters: KeyClusters;
+
+  constructor(
+    private readonly shape: AttentionShape,
+    /** Of attention scores. */
+    private readonly scale: number,
+    private readonly wasm: WasmModule,
+    private readonly pages: PageConverter,
+  ) {
+    this.#clusters = new KeyClusters(wasm, shape.headDim);
+  }
+
+  /** Whether there is a layer to cluster. */
+  get isOfUse(): boolean {
+    return this.shape.window.some((window) => window === undefined);
+  }
+
+  /** The tokens of a prompt before its observation window, and what is to watch the rest being prefilled. */
+  watch(nTokens: number): { before: number; queries: WindowQueries } {
+    const before = nTokens - CALIBRATION_TOKENS;
+    return { before, queries: new WindowQueries(this.shape, before) };
+  }
+
+  /** Clusters and sorts the tokens of `cache`; yields the number of layers that are done. Throws `invalid-model`, `out-of-memory`. */
+  async *squeeze(
+    cache: PagedCache,
+    { sparsity, maxMissing }: SqueezeRequest,
+    queries: WindowQueries,
+    checkpoint: Checkpoint,
+  ): AsyncGenerator<number, Squeezed> {
+    const { nTokens } = cache;
+    const { headDim, nLayers } = this.shape;
+    const records: Bytes[] = [];
+    const sizes: HeadSizes[][] = [];
+    for (let layer = 0; layer < nLayers; layer++) {
+      await checkpoint.pass();
+      const isClustered = this.shape.window[layer] === undefined;
+      const made = isClustered ? await this.#sortLayer(cache, layer, checkpoint) : [];
+      sizes.push(made.map(({ ends, coarseEnds }) => ({ entries: ends.length, coarse: coarseEnds.length })));
+      if (isClustered) records.push(encodeClusters(made, headDim, this.pages));
+      yield layer + 1;
+    }
+    // Calibrated as it will be read: with centroids as they are stored.
+    const index = this.index(nTokens, sizes, records);
+    const most = Math.max(...sizes.flat().map(({ entries }) => entries));
+    const wanted = [...new Set([...SPARSITIES, sparsity])].sort((a, b) => a - b);
+    const calibrated = this.calibrate(index, nTokens, queries, wanted, most >= TWO_LEVEL_FROM);
+    return { info: { sparsity, maxMissing, ...calibrated, layers: sizes }, records };
+  }
+
+  /** Thresholds that leave out shares of the keys, for queries like those of the prompt's end. Throws `invalid-model`, `out-of-memory`. */
+  calibrate(
+    index: ClusterIndex,
+    nTokens: number,
+    { layers: queries }: WindowQueries,
+    sparsities: readonly number[],
+    isTwoLevel: boolean,
+  ): Pick<SqueezedInfo, "thresholds" | "coarse"> {
+    const { shape, scale } = this;
+    const scorer = new WasmClusterScorer(this.wasm, index);
+    try {
+      const collect = (blockSize: number, level: "fine" | "coarse", coarse?: number): Calibration => {
+        const calibration = new Calibration();
+        const blocks = { qStart: nTokens - CALIBRATION_TOKENS, qLen: CALIBRATION_TOKENS, blockSize };
+        for (const [layer, heads] of index.layers.entries()) {
+          if (!heads) continue;
+          const asked = { q: queries[layer]!, shape, blocks, scale };
+          const entries = level === "fine" ? heads : heads.map((head) => coarseEntries(head, index.headDim));
+          const scores =
+            coarse === undefined ? scorer[level](layer, asked) : scorer.twoLevel(layer, asked, coarse);
+          addScores(calibration, scores!, entries);
+        }
+        return calibration;
+      };
+      const sizes = [1, SQUEEZED_BLOCK];
+      const [query, block] = isTwoLevel
+        ? sizes.map((blockSize) =>
+            finite(collect(blockSize, "coarse").threshold(COARSE_SPARSITY), COARSE_SPARSITY),
+          )
+        : [];
+      const fine = sizes.map((blockSize, i) => collect(blockSize, "fine", [query, block][i]));
+      return {
+        thresholds: sparsities.map((sparsity) => {
+          const [ofQuery, ofBlock] = fine.map((calibration) =>
+            finite(calibration.threshold(sparsity), sparsity),
+          );
+          return { sparsity, query: ofQuery!, block: ofBlock! };
+        }),
+        coarse: isTwoLevel ? { query: query!, block: block! } : null,
+      };
+    } finally {
+      scorer.dispose();
+    }
+  }
+
+  /** What a cache with the pages of such a prompt is to have beside it. `records`: of its clusters. */
+  prefix({ nTokens, squeezed }: SqueezedPrompt, records: readonly Bytes[]): SqueezedPrefix | undefined {
+    if (!squeezed) return undefined;
+    const index = this.index(nTokens, squeezed.layers, records);
+    const { maxMissing, coarse } = squeezed;
+    const thresholds = squeezed.thresholds.find(({ sparsity }) => sparsity === squeezed.sparsity)!;
+    const policy = new SqueezedPolicy(this.shape, index, {
+      thresholds,
+      maxMissing,
+      coarse: coarse ?? undefined,
+    });
+    return new SqueezedPrefix({ nTokens, policy, scorer: new WasmClusterScorer(this.wasm, index), users: 0 });
+  }
+
+  /** The clusters in the records of a prompt. Throws `storage-failed`. */
+  index(nTokens: number, layers: SqueezedInfo["layers"], records: readonly Bytes[]): ClusterIndex {
+    const { headDim } = this.shape;
+    let next = 0;
+    return {
+      headDim,
+      clusteredEnd: clusteredEnd(nTokens),
+      layers: layers.map((sizes) =>
+        sizes.length === 0
+          ? undefined
+          : decodeClusters(records[next++]!, sizes, { nTokens, headDim }, this.pages),
+      ),
+    };
+  }
+
+  /** Sorts one layer's tokens by cluster, each KV head's by its own. */
+  async #sortLayer(cache: PagedCache, layer: number, checkpoint: Checkpoint): Promise<LayerClusters> {
+    const { nKvHeads, headDim } = this.shape;
+    const settled = settledPages(cache.nTokens);
+    const sinkFormat = cache.formatOf(0);
+    const format = cache.formatOf(SINK_PAGES);
+    const sinks = await cache.readPages(layer, 0, SINK_PAGES);
+    const pages = await cache.readPages(layer, SINK_PAGES, settled);
+    const heads: HeadClusters[] = [];
+    for (let head = 0; head < nKvHeads; head++) {
+      await checkpoint.pass();
+      const rows = new HeadPages(pages, format, nKvHeads, head, headDim);
+      const f32 = this.pages.convert(rows.gather(), format, "f32").slice();
+      const nKeys = (settled - SINK_PAGES) * PAGE_TOKENS;
+      const made = this.#clusters.sort(f32, {
+        nFine: Math.max(1, Math.round(nKeys / CLUSTER_KEYS)),
+        nCoarse: Math.max(1, Math.round(nKeys / COARSE_KEYS)),
+        passes: PASSES,
+      });
+      rows.scatter(this.pages.convert(f32, "f32", format));
+      const sinkKeys = this.#keysOf(
+        new HeadPages(sinks, sinkFormat, nKvHeads, head, headDim).gather(),
+        sinkFormat,
+      );
+      heads.push(withSinks(made, sinkKeys));
+    }
+    await cache.writePages(layer, SINK_PAGES, settled, pages);
+    return heads;
+  }
+
+  /** Keys of the tokens of pages of one KV head: (nTokens, headDim). */
+  #keysOf(pages: Bytes, format: CacheFormat): Float32Array {
+    const { headDim } = this.shape;
+    return this.pages.withKeys(pages, format, (keys) => {
+      const rows = new Float32Array(keys.length);
+      for (let t = 0; t < keys.length / headDim; t++) {
+        const page = Math.floor(t / PAGE_TOKENS) * headDim * PAGE_TOKENS;
+        for (let c = 0; c < headDim; c++)
+          rows[t * headDim + c] = keys[page + c * PAGE_TOKENS + (t % PAGE_TOKENS)]!;
+      }
+      return rows;
+    });
+  }
+}
+
+/** Counts the clusters' estimates of every block, the sinks' not: they are read whatever theirs are. */
+function addScores(
+  calibration: Calibration,
+  { sigma, stride, starts }: ClusterScores,
+  heads: LayerClusters,
+): void {
+  for (const [h, head] of heads.entries()) {
+    const counts = entryCounts(head);
+    for (let at = starts[h]!; at < sigma.length; at += stride)
+      for (let e = SINK_ENTRIES; e < counts.length; e++) calibration.add(sigma[at + e]!, counts[e]!);
+  }
+}
+
+/** The pages of one KV head among those of a layer, (nPages, nKvHeads, K then V). */
+class HeadPages {
+  readonly #size: number;
+  readonly #nPages: number;
+
+  constructor(
+    private readonly pages: Bytes,
+    format: CacheFormat,
+    private readonly nKvHeads: number,
+    private readonly head: number,
+    headDim: number,
+  ) {
+    this.#size = wholePageBytes(format, headDim);
+    this.#nPages = pages.byteLength / (nKvHeads * this.#size);
+  }
+
+  /** A copy of them, one after the other. */
+  gather(): Bytes {
+    const own = new Uint8Array(this.#nPages * this.#size);
+    for (let page = 0; page < this.#nPages; page++) own.set(this.#page(page), page * this.#size);
+    return own;
+  }
+
+  /** Puts them back. */
+  scatter(own: Bytes): void {
+    for (let page = 0; page < this.#nPages; page++)
+      this.#page(page).set(own.subarray(page * this.#size, (page + 1) * this.#size));
+  }
+
+  #page(page: number): Bytes {
+    const at = (page * this.nKvHeads + this.head) * this.#size;
+    return this.pages.subarray(at, at + this.#size);
+  }
+}
+
+/** The entries of a KV head: the sink page's keys, then its clusters. */
+function withSinks({ ends, coarseEnds, means }: KeyClustersResult, sinkKeys: Float32Array): HeadClusters {
+  const all = new Uint32Array(SINK_ENTRIES + ends.length);
+  for (let e = 0; e < SINK_ENTRIES; e++) all[e] = e + 1;
+  for (const [c, end] of ends.entries()) all[SINK_ENTRIES + c] = SINK_ENTRIES + end;
+  const centroids = new Float32Array(sinkKeys.length + means.length);
+  centroids.set(sinkKeys);
+  centroids.set(means, sinkKeys.length);
+  return { ends: all, coarseEnds, centroids };
+}
+
+function finite(threshold: number, sparsity: number): number {
+  if (Number.isFinite(threshold)) return threshold;
+  throw new InlayError(
+    "invalid-model",
+    `the threshold for a sparsity of ${sparsity} is ${threshold}: attention scores of this prompt are not finite; pin it ` +
+      "with sparsity: 0, or use another file of the model",
+    { sparsity, threshold },
+  );
+}
