@@ -10,7 +10,7 @@ import { Checkpoint } from "../src/engine/yielding.ts";
 import { openModelFile } from "../src/gguf/model-file.ts";
 import { openSources } from "../src/gguf/source.ts";
 import type { CacheFormat } from "../src/kv/page.ts";
-import { type QuantizedFormat, quantizedPageBytes, settledPages } from "../src/kv/quantize.ts";
+import { type QuantizedFormat, settledPages, wholePageBytes } from "../src/kv/quantize.ts";
 import { forward } from "../src/model/forward.ts";
 import { Tokenizer } from "../src/tokenizer/tokenizer.ts";
 import { vocabularyFromMetadata } from "../src/tokenizer/vocabulary.ts";
@@ -165,7 +165,7 @@ const BYTES_SHAPE = { nLayers: 30, nKvHeads: 3, headDim: 64 };
 /** Bytes per token of pages that have left the window. */
 function bytesPerToken(format: QuantizedFormat): number {
   const { nLayers, nKvHeads, headDim } = BYTES_SHAPE;
-  return (nLayers * nKvHeads * 2 * quantizedPageBytes(format, headDim)) / 32;
+  return (nLayers * nKvHeads * wholePageBytes(format, headDim)) / 32;
 }
 
 const F16_BYTES_PER_TOKEN = BYTES_SHAPE.nLayers * BYTES_SHAPE.nKvHeads * 2 * BYTES_SHAPE.headDim * 2;

@@ -69,14 +69,14 @@ fn v_quad(i: u32) -> vec4f {
 fn page_start(page: u32, kv_head: u32) -> u32 {
   let slot = page_table[page];
   if (cold_bits != 0u && slot >= cold) {
-    return cold | (((slot & ~cold) * params.n_kv_heads + kv_head) * 2u * half_words);
+    return cold | (((slot & ~cold) * params.n_kv_heads + kv_head) * cold_words);
   }
   return (slot * params.n_kv_heads + kv_head) * quads * page_tokens;
 }
 
 /// Dims 4d..4d+3 (columns) of keys 4x..4x+3.
 fn key_matrix(start: u32, d: u32, x: u32) -> mat4x4f {
-  if (cold_bits != 0u && start >= cold) { return cold_matrix(start & ~cold, 4u * d, x); }
+  if (cold_bits != 0u && start >= cold) { return cold_keys(start & ~cold, 4u * d, x); }
   let at = start + d * page_tokens + x;
   return mat4x4f(k_quad(at), k_quad(at + 8u), k_quad(at + 16u), k_quad(at + 24u));
 }
@@ -84,7 +84,7 @@ fn key_matrix(start: u32, d: u32, x: u32) -> mat4x4f {
 /// Values of keys 4j..4j+3 (columns), dims 4 * column...
 fn value_matrix(start: u32, j: u32, column: u32) -> mat4x4f {
   if (cold_bits != 0u && start >= cold) {
-    return transpose(cold_matrix((start & ~cold) + half_words, 4u * column, j));
+    return transpose(cold_values(start & ~cold, 4u * column, j));
   }
   let at = start + j * 4u * quads + column;
   return mat4x4f(v_quad(at), v_quad(at + quads), v_quad(at + 2u * quads), v_quad(at + 3u * quads));

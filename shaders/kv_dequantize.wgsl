@@ -38,12 +38,13 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
   if (half >= 2u * params.n_kv_heads) { return; }
   let kv_head = half / 2u;
   let is_k = half % 2u == 0u;
-  let matrix = cold_matrix(((job.x * params.n_kv_heads + kv_head) * 2u + half % 2u) * half_words, c, x);
+  let page = (job.x * params.n_kv_heads + kv_head) * cold_words;
   let at = (job.y * params.n_kv_heads + kv_head) * 32u * head_dim;
   if (is_k) {
-    for (var i = 0u; i < 4u; i++) { store(true, at + (c + i) * 32u + 4u * x, matrix[i]); }
+    let channels = cold_keys(page, c, x);
+    for (var i = 0u; i < 4u; i++) { store(true, at + (c + i) * 32u + 4u * x, channels[i]); }
   } else {
-    let rows = transpose(matrix);
+    let rows = transpose(cold_values(page, c, x));
     for (var i = 0u; i < 4u; i++) { store(false, at + (4u * x + i) * head_dim + c, rows[i]); }
   }
 }

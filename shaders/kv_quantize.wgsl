@@ -3,11 +3,13 @@
 //   k_pages     (slots, n_kv_heads, head_dim, 32)       f32, or f16 pairs of neighbouring tokens
 //   v_pages     (slots, n_kv_heads, 32, head_dim)       f32, or f16 pairs of neighbouring dims
 //   cold_pages  (cold slots, n_kv_heads, 2)             halves: of K, of V
-// A half, in words (wasm/kv/page_codec.h has the format and where it comes from: SKVQ, arXiv:2405.06219):
-//   f32 scale, 3 zeros; lo (head_dim / range_channels, 32) and step, E4M3 times scale, one byte each;
+// A half, in words (wasm/kv/page_codec.h has the format and where it comes from: SKVQ, arXiv:2405.06219, and for K KIVI,
+// arXiv:2402.02750):
+//   f32 scale, 3 zeros; lo and step, E4M3 times scale, one byte each: of K (head_dim), a range for each channel; of V
+//   (head_dim / range_channels, 32), one for each token and group of channels;
 //   codes (head_dim, 32), `cold_bits` words a channel: field f of byte b of word w is token 4 * (f * cold_bits + w) + b
-// element = (lo + step * code) * scale. lo and step are rounded outward; both ends of a range are first multiplied by
-// the one of five factors from 1 down to `clip` that leaves the least squared error.
+// element = (lo + step * code) * scale. lo and step are rounded outward. Of five parts of a range from all of it down to
+// `clip`, cut off evenly at both ends, the one is taken that leaves the least squared error.
 // Numerics: a quotient may be 2.5 ulp off, so a step that is a millionth above an E4M3 number counts as that number, and
 // a code whose element lies midway may be its neighbour.
 // Dispatch (2 * n_kv_heads, n_jobs): a workgroup per half.  Reference: test/reference/page-codec.ts
@@ -15,9 +17,10 @@
 override head_dim: u32 = 64;       // multiple of 8, at most 256
 override page_f16: bool = true;    // false: f32 pages
 override cold_bits: u32 = 4;       // 8, 4 or 2
-override range_channels: u32 = 64; // channels that share a range; a multiple of 8
-override clip: f32 = 1.0;          // the least factor tried, above 0
-override n_ranges: u32 = head_dim / range_channels * 32;
+override range_channels: u32 = 64; // channels of V that share a token's range; a multiple of 8
+override clip: f32 = 1.0;          // the least part of a range that is kept, above 0
+override value_ranges: u32 = head_dim / range_channels * 32;
+override most_ranges: u32 = max(head_dim, value_ranges);
 override wg_size: u32 = 64;
 
 const clip_steps = 4;
@@ -32,8 +35,8 @@ struct Params { n_kv_heads: u32 }
 @group(0) @binding(4) var<storage, read_write> cold_pages: array<u32>;
 
 var<workgroup> most: array<f32, wg_size>;
-var<workgroup> lows: array<f32, n_ranges>;   // unscaled
-var<workgroup> steps: array<f32, n_ranges>;
+var<workgroup> lows: array<f32, most_ranges>;   // unscaled
+var<workgroup> steps: array<f32, most_ranges>;
 
 /// Channel c of a token; `at` counts elements.
 fn element(is_k: bool, at: u32, c: u32, token: u32) -> f32 {
@@ -86,27 +89,34 @@ fn scale_for(magnitude: f32) -> f32 {
   return bitcast<f32>(u32(max(exponent, -100) + 127) << 23u);
 }
 
+/// Element j of a range: of K token j of a channel, of V channel j of a token's group.
+fn range_element(is_k: bool, at: u32, range: u32, j: u32) -> f32 {
+  if (is_k) { return element(true, at, range, j); }
+  return element(false, at, range / 32u * range_channels + j, range % 32u);
+}
+
 /// lo and step of a range, the elements times `inverse`.
 fn best_range(is_k: bool, at: u32, range: u32, inverse: f32) -> vec2f {
-  let token = range % 32u;
-  let first = range / 32u * range_channels;
+  let n = select(range_channels, 32u, is_k);
   let top = f32((1u << cold_bits) - 1u);
-  var least = element(is_k, at, first, token);
+  var least = range_element(is_k, at, range, 0u);
   var largest = least;
-  for (var c = 1u; c < range_channels; c++) {
-    let x = element(is_k, at, first + c, token);
+  for (var j = 1u; j < n; j++) {
+    let x = range_element(is_k, at, range, j);
     least = min(least, x);
     largest = max(largest, x);
   }
+  least *= inverse;
+  largest *= inverse;
   var best = vec2f();
   var best_error = 3.0e38;
   for (var i = 0; i <= clip_steps; i++) {
-    let factor = 1.0 - (1.0 - clip) * f32(i) / f32(clip_steps);
-    let lo = e4m3_floor(least * inverse * factor);
-    let step = e4m3_ceil((largest * inverse * factor - lo) / top * nearly_one);
+    let end = (largest - least) * ((1.0 - clip) * f32(i) / f32(2 * clip_steps));
+    let lo = e4m3_floor(least + end);
+    let step = e4m3_ceil((largest - end - lo) / top * nearly_one);
     var error = 0.0;
-    for (var c = 0u; c < range_channels; c++) {
-      let x = element(is_k, at, first + c, token) * inverse;
+    for (var j = 0u; j < n; j++) {
+      let x = range_element(is_k, at, range, j) * inverse;
       let e = lo + step * code_of(x, lo, step) - x;
       error += e * e;
     }
@@ -137,6 +147,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) t: u3
   let scale = scale_for(magnitude);
   let inverse = bitcast<f32>((254u << 23u) - bitcast<u32>(scale));
 
+  let n_ranges = select(value_ranges, head_dim, is_k);
   for (var i = t; i < n_ranges; i += wg_size) {
     let range = best_range(is_k, at, i, inverse);
     lows[i] = range.x;
@@ -144,8 +155,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) t: u3
   }
   workgroupBarrier();
 
-  let half_words = 4u + n_ranges / 2u + head_dim * cold_bits;
-  let out = ((job.y * params.n_kv_heads + kv_head) * 2u + wg.x % 2u) * half_words;
+  let key_words = 4u + head_dim / 2u + head_dim * cold_bits;
+  let value_words = 4u + value_ranges / 2u + head_dim * cold_bits;
+  let page = (job.y * params.n_kv_heads + kv_head) * (key_words + value_words);
+  let out = page + select(key_words, 0u, is_k);
   if (t < 4u) { cold_pages[out + t] = select(0u, bitcast<u32>(scale), t == 0u); }
   for (var i = t; i < n_ranges / 4u; i += wg_size) {
     var low_word = 0u;
@@ -163,7 +176,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) t: u3
     for (var f = 0u; f < 8u / cold_bits; f++) {
       for (var b = 0u; b < 4u; b++) {
         let token = 4u * (f * cold_bits + i % cold_bits) + b;
-        let range = c / range_channels * 32u + token;
+        let range = select(c / range_channels * 32u + token, c, is_k);
         let x = element(is_k, at, c, token) * inverse;
         word |= u32(code_of(x, lows[range], steps[range])) << (8u * b + cold_bits * f);
       }

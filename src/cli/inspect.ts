@@ -5,7 +5,7 @@ import { type ModelFile, openModelFile } from "../gguf/model-file.ts";
 import { openSources } from "../gguf/source.ts";
 import { openPaths, shardPaths } from "../host/node-files.ts";
 import { PAGE_TOKENS, pageBytes, pageCount } from "../kv/page.ts";
-import { type QuantizedFormat, quantizedPageBytes, SINK_PAGES, settledPages } from "../kv/quantize.ts";
+import { type QuantizedFormat, SINK_PAGES, settledPages, wholePageBytes } from "../kv/quantize.ts";
 import { type ModelConfig, readModelConfig } from "../model/config.ts";
 import { takeInventory } from "../model/tensor-names.ts";
 import { readArguments } from "./arguments.ts";
@@ -91,7 +91,7 @@ function kvBytes(config: ModelConfig, contextLength: number, format: "f32" | "f1
 function quantizedKvBytes(config: ModelConfig, contextLength: number, format: QuantizedFormat): number {
   const { nLayers, nKvHeads, headDim } = config;
   const nCold = Math.min(settledPages(contextLength), pageCount(contextLength)) - SINK_PAGES;
-  const cold = nCold * nLayers * nKvHeads * 2 * quantizedPageBytes(format, headDim);
+  const cold = nCold * nLayers * nKvHeads * wholePageBytes(format, headDim);
   return cold + kvBytes(config, contextLength - nCold * PAGE_TOKENS, "f32");
 }
 

@@ -4,8 +4,8 @@ import { KeyFeatures } from "../attention/key-features.ts";
 import type { PolicyName } from "../attention/names.ts";
 import type { LayerObservation } from "../attention/observer.ts";
 import type { Checkpoint } from "../engine/yielding.ts";
-import { type CacheFormat, PAGE_TOKENS, pageBytes, pageCount } from "../kv/page.ts";
-import { isQuantized, quantizedPageBytes, settledPages } from "../kv/quantize.ts";
+import { type CacheFormat, PAGE_TOKENS, pageCount } from "../kv/page.ts";
+import { isQuantized, settledPages, wholePageBytes } from "../kv/quantize.ts";
 import { callEnd } from "../model/call-end.ts";
 import { type AttentionPlan, forward, type Transformer } from "../model/forward.ts";
 import { AttentionRecall } from "./attention-recall.ts";
@@ -119,13 +119,13 @@ function markPages(
 /** Bytes of `nTokens` tokens' pages. Quantized formats keep the first page and the newest tokens in f32. */
 function kvBytes({ config }: Transformer, nTokens: number): Record<CacheFormat, number> {
   const { nLayers, nKvHeads, headDim } = config;
-  const perPage = 2 * nLayers * nKvHeads;
+  const perPage = nLayers * nKvHeads;
   const nPages = pageCount(nTokens);
   const bytes = (format: CacheFormat) => {
-    if (!isQuantized(format)) return perPage * nPages * pageBytes(format, headDim);
-    const nCold = Math.max(0, settledPages(nTokens) - 1);
+    const nCold = isQuantized(format) ? Math.max(0, settledPages(nTokens) - 1) : 0;
+    const hot = isQuantized(format) ? "f32" : format;
     return (
-      perPage * ((nPages - nCold) * pageBytes("f32", headDim) + nCold * quantizedPageBytes(format, headDim))
+      perPage * ((nPages - nCold) * wholePageBytes(hot, headDim) + nCold * wholePageBytes(format, headDim))
     );
   };
   return Object.fromEntries(FORMATS.map((format) => [format, bytes(format)])) as Record<CacheFormat, number>;

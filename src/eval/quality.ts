@@ -12,8 +12,8 @@ import { AttentionTally } from "../attention/tally.ts";
 import { attentionPlans } from "../engine/attention-plans.ts";
 import { Checkpoint } from "../engine/yielding.ts";
 import { InlayError } from "../errors.ts";
-import { type CacheFormat, PAGE_TOKENS, pageBytes } from "../kv/page.ts";
-import { isQuantized, quantizedPageBytes } from "../kv/quantize.ts";
+import { type CacheFormat, PAGE_TOKENS } from "../kv/page.ts";
+import { wholePageBytes } from "../kv/quantize.ts";
 import { type AttentionPlan, forward } from "../model/forward.ts";
 import { AttentionRecall } from "./attention-recall.ts";
 import type { EvalModel } from "./eval-model.ts";
@@ -185,8 +185,7 @@ export function qualityCases(
 /** Keys and values of one token in all layers, in pages that have left the window. */
 export function kvBytesPerToken({ config }: Pick<EvalModel, "config">, format: CacheFormat): number {
   const { nLayers, nKvHeads, headDim } = config;
-  const page = isQuantized(format) ? quantizedPageBytes(format, headDim) : pageBytes(format, headDim);
-  return (2 * nLayers * nKvHeads * page) / PAGE_TOKENS;
+  return (nLayers * nKvHeads * wholePageBytes(format, headDim)) / PAGE_TOKENS;
 }
 
 /** As a request would be read, without the dense end of a prompt. */

@@ -26,8 +26,8 @@ export function isQuantized(format: string): format is QuantizedFormat {
 }
 
 /**
- * The least factor that a range's ends may be multiplied by before coding, so that a far element is cut and the others are
- * told apart; the best down to it is searched. 1 = no clipping.
+ * The least part of a range that is kept when both of its ends are cut off, so that far elements are clipped and the others
+ * are told apart; the best down to it is searched. 1 = no clipping.
  */
 export const CLIP: Readonly<Record<QuantizedFormat, number>> = { q8: 1, q4: 0.9, q2: 0.7 };
 
@@ -36,19 +36,22 @@ export function settledPages(nTokens: number): number {
   return Math.max(SINK_PAGES, Math.floor((nTokens - WINDOW_TOKENS) / PAGE_TOKENS));
 }
 
-/** Channels that share a range: the largest divisor of headDim that is a multiple of 8 and at most 64. */
+/** Channels of V that share a token's range: the largest divisor of headDim that is a multiple of 8 and at most 64. */
 export function groupChannels(headDim: number): number {
   for (let g = 64; g > 8; g -= 8) if (headDim % g === 0) return g;
   return 8;
 }
 
-/** Bytes of K, or of V, in one quantized page of one KV head: a scale (16 bytes), two bytes per range, the codes. */
-export function quantizedPageBytes(format: QuantizedFormat, headDim: number): number {
-  const nRanges = (headDim / groupChannels(headDim)) * PAGE_TOKENS;
-  return 16 + 2 * nRanges + (headDim * PAGE_TOKENS * CODE_BITS[format]) / 8;
+/**
+ * Ranges of K, one a channel, and of V, one for each token and group of channels, in a quantized page of one KV head.
+ */
+export function rangeCounts(headDim: number): { readonly k: number; readonly v: number } {
+  return { k: headDim, v: (headDim / groupChannels(headDim)) * PAGE_TOKENS };
 }
 
-/** Bytes of one page of one KV head, K and V, in any format. */
+/** Bytes of one page of one KV head, K and V, in any format. Quantized: of each a scale (16 bytes), its ranges, its codes. */
 export function wholePageBytes(format: CacheFormat, headDim: number): number {
-  return 2 * (isQuantized(format) ? quantizedPageBytes(format, headDim) : pageBytes(format, headDim));
+  if (!isQuantized(format)) return 2 * pageBytes(format, headDim);
+  const { k, v } = rangeCounts(headDim);
+  return 2 * (16 + k + v + (headDim * PAGE_TOKENS * CODE_BITS[format]) / 8);
 }

@@ -1,6 +1,6 @@
 /**
- * Quantized half pages, element by element in f64: SKVQ's asymmetric codes (algorithms.md C.1) with FP8 ranges rounded
- * outward before coding. Written for reading; shares no code with src/ and wasm/.
+ * Quantized half pages, element by element in f64: asymmetric codes, of values per token (SKVQ, algorithms.md C.1) and of
+ * keys per channel (KIVI, C.2), with FP8 ranges rounded outward before coding. Written for reading; shares no code with src/ and wasm/.
  */
 
 const TOKENS = 32;
@@ -21,21 +21,32 @@ const NUMBERS = Array.from({ length: 256 }, (_, bits) => e4m3(bits))
 /** A half page's parameters, unscaled E4M3 numbers. */
 export interface HalfPage {
   readonly scale: number;
-  /** (nGroups, 32). */
+  /** One for each range. */
   readonly lo: number[];
   readonly step: number[];
   /** Squared error of each range, scaled. */
   readonly squaredError: number[];
 }
 
-/** Clip factors tried below 1. */
+/** Clippings tried beside none. */
 const CLIP_STEPS = 4;
 
-/** What `x` (headDim, 32) is coded with, in groups of `g` channels. `clip`: the least factor tried. */
+/** Indices into (headDim, 32) of the elements that share a range. K: a channel's tokens. V: a token's group of `g` channels. */
+export function rangesOf(half: "k" | "v", headDim: number, g: number): number[][] {
+  if (half === "k")
+    return Array.from({ length: headDim }, (_, c) =>
+      Array.from({ length: TOKENS }, (_, t) => c * TOKENS + t),
+    );
+  return Array.from({ length: (headDim / g) * TOKENS }, (_, range) => {
+    const group = Math.floor(range / TOKENS);
+    return Array.from({ length: g }, (_, i) => (group * g + i) * TOKENS + (range % TOKENS));
+  });
+}
+
+/** What `x` (headDim, 32) is coded with. `clip`: the least part of a range that is kept. */
 export function encodeHalf(
   x: ArrayLike<number>,
-  headDim: number,
-  g: number,
+  ranges: readonly (readonly number[])[],
   bits: number,
   clip: number,
 ): HalfPage {
@@ -44,23 +55,26 @@ export function encodeHalf(
   let exponent = -100;
   while (largest / 448 >= 2 ** exponent) exponent++;
   const half: HalfPage = { scale: 2 ** exponent, lo: [], step: [], squaredError: [] };
-  const factors = Array.from({ length: clip === 1 ? 1 : CLIP_STEPS + 1 }, (_, i) =>
-    Math.fround(1 - ((1 - clip) * i) / CLIP_STEPS),
+  const cuts = Array.from(
+    { length: clip === 1 ? 1 : CLIP_STEPS + 1 },
+    (_, i) => ((1 - clip) * i) / (2 * CLIP_STEPS),
   );
-  for (let group = 0; group < headDim / g; group++)
-    for (let t = 0; t < TOKENS; t++) {
-      const values = Array.from({ length: g }, (_, i) => x[(group * g + i) * TOKENS + t]! / half.scale);
-      let best = { lo: 0, step: 0, error: Number.POSITIVE_INFINITY };
-      for (const factor of factors) {
-        const lo = NUMBERS.findLast((n) => n <= factor * Math.min(...values))!;
-        const step = NUMBERS.find((n) => n >= (factor * Math.max(...values) - lo) / top)!;
-        const error = values.reduce((sum, value) => sum + (value - nearest(value, lo, step, top)) ** 2, 0);
-        if (error < best.error) best = { lo, step, error };
-      }
-      half.lo.push(best.lo);
-      half.step.push(best.step);
-      half.squaredError.push(best.error);
+  for (const range of ranges) {
+    const values = range.map((i) => x[i]! / half.scale);
+    const least = Math.min(...values);
+    const most = Math.max(...values);
+    let best = { lo: 0, step: 0, error: Number.POSITIVE_INFINITY };
+    for (const cut of cuts) {
+      const end = cut * (most - least);
+      const lo = NUMBERS.findLast((n) => n <= least + end)!;
+      const step = NUMBERS.find((n) => n >= (most - end - lo) / top)!;
+      const error = values.reduce((sum, value) => sum + (value - nearest(value, lo, step, top)) ** 2, 0);
+      if (error < best.error) best = { lo, step, error };
     }
+    half.lo.push(best.lo);
+    half.step.push(best.step);
+    half.squaredError.push(best.error);
+  }
   return half;
 }
 

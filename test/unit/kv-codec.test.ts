@@ -5,10 +5,10 @@ import { describe, test } from "node:test";
 import type { WasmModule } from "../../src/backend/wasm/module.ts";
 import { FORMAT_CODES } from "../../src/backend/wasm/page-converter.ts";
 import type { CacheFormat } from "../../src/kv/page.ts";
-import { groupChannels, type QuantizedFormat, quantizedPageBytes } from "../../src/kv/quantize.ts";
+import { groupChannels, type QuantizedFormat, rangeCounts, wholePageBytes } from "../../src/kv/quantize.ts";
 import { normals } from "../fixtures/random.ts";
 import { cannotRun, instantiate, SINGLE_THREAD_VARIANTS } from "../fixtures/wasm.ts";
-import { codeAt, e4m3, encodeHalf } from "../reference/page-codec.ts";
+import { codeAt, e4m3, encodeHalf, rangesOf } from "../reference/page-codec.ts";
 
 const FORMATS: readonly (readonly [QuantizedFormat, number])[] = [
   ["q8", 8],
@@ -28,19 +28,20 @@ interface RoundTrip {
 function roundTrip(wasm: WasmModule, page: Float32Array, bits: number, clip: number): RoundTrip {
   const headDim = page.length / (2 * TOKENS);
   const format = FORMAT_CODES[`q${bits}` as CacheFormat];
-  const halfBytes = wasm.call("kv_page_bytes", headDim, format) / 2;
+  const bytes = wasm.call("kv_page_bytes", headDim, format);
+  const keyBytes = 16 + 2 * rangeCounts(headDim).k + (headDim * TOKENS * bits) / 8;
   const hot = wasm.alloc(page.byteLength, "test");
-  const cold = wasm.alloc(2 * halfBytes, "test");
+  const cold = wasm.alloc(bytes, "test");
   wasm.f32(hot, page.length).set(page);
   const status = wasm.call("kv_convert_pages", hot, FORMAT_CODES.f32, 1, headDim, clip, format, cold);
   wasm.f32(hot, page.length).fill(Number.NaN);
   if (status === 0)
     assert.equal(wasm.call("kv_convert_pages", cold, format, 1, headDim, 1, FORMAT_CODES.f32, hot), 0);
-  const half = (i: number) => wasm.bytes(cold + i * halfBytes, halfBytes).slice();
+  const whole = wasm.bytes(cold, bytes).slice();
   const decoded = wasm.f32(hot, page.length).slice();
   wasm.free(hot);
   wasm.free(cold);
-  return { halves: [half(0), half(1)], decoded, status };
+  return { halves: [whole.subarray(0, keyBytes), whole.subarray(keyBytes)], decoded, status };
 }
 
 /** V of a page, or its decoded form, as (headDim, 32). */
@@ -50,11 +51,19 @@ function byChannel(v: Float32Array): Float32Array {
 }
 
 /** Checks one half, x and decoded as (headDim, 32). */
-function checkHalf(bytes: Uint8Array, x: Float32Array, decoded: Float32Array, bits: number, clip: number) {
+function checkHalf(
+  half: "k" | "v",
+  bytes: Uint8Array,
+  x: Float32Array,
+  decoded: Float32Array,
+  bits: number,
+  clip: number,
+) {
   const headDim = x.length / TOKENS;
-  const g = groupChannels(headDim);
-  const expected = encodeHalf(x, headDim, g, bits, clip);
-  const nRanges = (headDim / g) * TOKENS;
+  const ranges = rangesOf(half, headDim, groupChannels(headDim));
+  const expected = encodeHalf(x, ranges, bits, clip);
+  const nRanges = ranges.length;
+  const rangeOf = new Map(ranges.flatMap((indices, range) => indices.map((i) => [i, range])));
   const scale = new DataView(bytes.buffer, bytes.byteOffset).getFloat32(0, true);
   assert.equal(scale, expected.scale);
   const lo = Array.from(bytes.subarray(16, 16 + nRanges), e4m3);
@@ -66,7 +75,7 @@ function checkHalf(bytes: Uint8Array, x: Float32Array, decoded: Float32Array, bi
   const top = 2 ** bits - 1;
   let squaredError = 0;
   for (let i = 0; i < x.length; i++) {
-    const range = Math.floor(i / TOKENS / g) * TOKENS + (i % TOKENS);
+    const range = rangeOf.get(i)!;
     const [low, width] = [lo[range]! * scale, step[range]! * scale];
     const code = codeAt(codes, bits, Math.floor(i / TOKENS), i % TOKENS);
     const stands = low + width * code;
@@ -98,9 +107,10 @@ for (const variant of SINGLE_THREAD_VARIANTS)
               const page = normals(2 * half, headDim + bits, size);
               const { halves, decoded, status } = roundTrip(wasm, page, bits, clip);
               assert.equal(status, 0);
-              assert.equal(halves[0].length, quantizedPageBytes(format, headDim));
-              checkHalf(halves[0], page.subarray(0, half), decoded.subarray(0, half), bits, clip);
+              assert.equal(halves[0].length + halves[1].length, wholePageBytes(format, headDim));
+              checkHalf("k", halves[0], page.subarray(0, half), decoded.subarray(0, half), bits, clip);
               checkHalf(
+                "v",
                 halves[1],
                 byChannel(page.subarray(half)),
                 byChannel(decoded.subarray(half)),

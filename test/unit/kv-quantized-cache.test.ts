@@ -8,7 +8,7 @@ import { WasmOps } from "../../src/backend/wasm/wasm-ops.ts";
 import { InlayError } from "../../src/errors.ts";
 import { PAGE_TOKENS, pageBytes } from "../../src/kv/page.ts";
 import type { PagedCache } from "../../src/kv/paged-cache.ts";
-import { CLIP, type QuantizedFormat, quantizedPageBytes, settledPages } from "../../src/kv/quantize.ts";
+import { CLIP, type QuantizedFormat, settledPages, wholePageBytes } from "../../src/kv/quantize.ts";
 import {
   type AttentionCase,
   attendChunk,
@@ -80,7 +80,7 @@ function throughCodec(
   const { wasm } = ops;
   const half = PAGE_TOKENS * headDim;
   const hot = wasm.alloc(8 * half, "test");
-  const cold = wasm.alloc(2 * quantizedPageBytes(format, headDim), "test");
+  const cold = wasm.alloc(wholePageBytes(format, headDim), "test");
   for (let head = 0; head < nKvHeads; head++) {
     const at = (t: number, i: number) => (t * nKvHeads + head) * headDim + i;
     const page = wasm.f32(hot, 2 * half);
@@ -210,7 +210,7 @@ describe("pages leave the window", () => {
       const rows = randomSequence(BASE, 700, seeded(5));
       const cache = backend.attention.createCache();
       const hotBytes = BASE.nKvHeads * 2 * pageBytes("f32", BASE.headDim);
-      const coldBytes = BASE.nKvHeads * 2 * quantizedPageBytes(format, BASE.headDim);
+      const coldBytes = BASE.nKvHeads * wholePageBytes(format, BASE.headDim);
       for (const [n, nCold] of [
         [160, 0],
         [31, 0],
@@ -337,8 +337,7 @@ describe("forks and truncation", () => {
       cache.truncate(n);
       await feed(backend, c, cache, rows, 401 - n);
       const nCold = settledPages(401) - 1;
-      const expected =
-        nCold * c.nKvHeads * 2 * quantizedPageBytes("q8", c.headDim) + (13 - nCold) * hotSlotBytes(c);
+      const expected = nCold * c.nKvHeads * wholePageBytes("q8", c.headDim) + (13 - nCold) * hotSlotBytes(c);
       assert.equal(cache.bytes, expected, `truncated to ${n}`);
       cache.dispose();
       assert.equal(backend.attention.memory().kv, 0);

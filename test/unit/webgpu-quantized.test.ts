@@ -7,7 +7,7 @@ import { HybridAttention } from "../../src/backend/webgpu/hybrid-attention.ts";
 import { compileKernels, defaultTuning } from "../../src/backend/webgpu/kernels.ts";
 import { GpuPageStore } from "../../src/backend/webgpu/page-store.ts";
 import { ReadBacks } from "../../src/backend/webgpu/read-back.ts";
-import { CLIP, quantizedPageBytes } from "../../src/kv/quantize.ts";
+import { CLIP, wholePageBytes } from "../../src/kv/quantize.ts";
 import {
   ArrayTensors,
   attendChunk,
@@ -16,7 +16,12 @@ import {
   seeded,
 } from "../fixtures/attention-case.ts";
 import { nodeDevice } from "../fixtures/node-gpu.ts";
-import { codableRows, type QuantizedCase, runQuantizedCase } from "../fixtures/quantized-case.ts";
+import {
+  codableKeys,
+  codableValues,
+  type QuantizedCase,
+  runQuantizedCase,
+} from "../fixtures/quantized-case.ts";
 import { normals } from "../fixtures/random.ts";
 import { instantiate } from "../fixtures/wasm.ts";
 import { pagedAttention, roundToF16 } from "../reference/paged-attention.ts";
@@ -75,7 +80,7 @@ describe("quantized pages on WebGPU", { skip }, () => {
         }
       const frozen = [slots[1]!, slots[0]!].map((slot) => store.cold!.freeze(slot, cold, 0));
       await store.prepare();
-      const bytes = 2 * quantizedPageBytes(cold, headDim);
+      const bytes = wholePageBytes(cold, headDim);
       const readBacks = new ReadBacks(device);
       const wasm = await instantiate("simd");
       for (const layer of [0, 1]) {
@@ -123,8 +128,9 @@ describe("quantized pages on WebGPU", { skip }, () => {
     const attention = await HybridAttention.create(device, host, shape, { initialPages: 1 });
     const random = seeded(3);
     const q = normals(400 * nHeads * headDim, 9);
-    const rows = { q, k: codableRows(c, 400, random), v: codableRows(c, 400, random) };
-    const other = { q, k: codableRows(c, 400, random), v: codableRows(c, 400, random) };
+    const rows = { q, k: codableKeys(c, 400, random), v: codableValues(c, 400, random) };
+    // With the same keys: a page of both is coded exactly only if its channels have the ranges of either.
+    const other = { q, k: rows.k, v: codableValues(c, 400, random) };
     const feed = async (
       cache: ReturnType<typeof attention.createCache>,
       from: typeof rows,

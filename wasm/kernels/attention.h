@@ -38,7 +38,8 @@ struct LayerPages {
   // K half of a cold page; its V half follows.
   const uint8_t* cold_page(int page, int kv_head) const {
     const size_t index = layer_offset / (2 * half_bytes()) + size_t(kv_head);
-    return slots[page] - tag(page) + index * 2 * quantized_half_bytes(head_dim, cold_bits(page));
+    const int bits = cold_bits(page);
+    return slots[page] - tag(page) + index * (key_half_bytes(head_dim, bits) + value_half_bytes(head_dim, bits));
   }
 };
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/attention.h"
 #include "simd.h"
@@ -12,7 +13,7 @@ constexpr int kVectors = kPageTokens / 4;
 constexpr int kHeaderBytes = 16;
 // E4M3: 4 bits of exponent with bias 7, 3 of mantissa, no infinities.
 constexpr float kLargest = 448;
-// Clip factors that are tried below 1.
+// Clippings that are tried beside none.
 constexpr int kClipSteps = 4;
 
 int n_groups(int head_dim) { return head_dim / group_channels(head_dim); }
@@ -49,6 +50,13 @@ INLAY_INLINE void store_e4m3(f32x4 x, uint8_t* p) {
   const i32x4 sign = wasm_v128_and(wasm_u32x4_shr(x, 24), wasm_i32x4_const_splat(0x80));
   const i32x4 bits = wasm_v128_or(rest, sign);
   for (int i = 0; i < 4; i++) p[i] = uint8_t(reinterpret_cast<const int32_t*>(&bits)[i]);
+}
+
+// One of four E4M3 numbers that are equal, as its 8 bits.
+INLAY_INLINE uint8_t e4m3_byte(f32x4 x) {
+  uint8_t bytes[4];
+  store_e4m3(x, bytes);
+  return bytes[0];
 }
 
 // ---- codes of 32 tokens -----------------------------------------------------------------------------------
@@ -112,24 +120,20 @@ INLAY_INLINE Codes narrow(const i32x4 codes[kVectors]) {
 
 // ---- ranges -----------------------------------------------------------------------------------------------
 
-struct Ranges {
-  f32x4 lo[kVectors], step[kVectors];
-};
-
-// The range of 4 tokens, scaled.
+// Four ranges, or four times one. Scaled.
 struct Range {
   f32x4 lo, step;
 };
 
-// `least` and `most` times `clip`, rounded outward.
-INLAY_INLINE Range clipped_range(f32x4 least, f32x4 most, float clip, float top) {
-  const f32x4 factor = wasm_f32x4_splat(clip);
-  const f32x4 lo = e4m3_floor(wasm_f32x4_mul(least, factor));
-  const f32x4 width = wasm_f32x4_sub(wasm_f32x4_mul(most, factor), lo);
+// From `least` to `most`, less `cut` of the width at either end, rounded outward.
+INLAY_INLINE Range clipped_range(f32x4 least, f32x4 most, float cut, float top) {
+  const f32x4 end = wasm_f32x4_mul(wasm_f32x4_sub(most, least), wasm_f32x4_splat(cut));
+  const f32x4 lo = e4m3_floor(wasm_f32x4_add(least, end));
+  const f32x4 width = wasm_f32x4_sub(wasm_f32x4_sub(most, end), lo);
   return {lo, e4m3_ceil(wasm_f32x4_div(width, wasm_f32x4_splat(top)))};
 }
 
-// A step to divide by: a token whose channels are all `lo` has step 0.
+// A step to divide by: a range whose elements are all `lo` has step 0.
 INLAY_INLINE f32x4 divisor_of(const Range& range) {
   return wasm_v128_bitselect(wasm_f32x4_const_splat(1), range.step, wasm_f32x4_eq(range.step, f32x4_zero()));
 }
@@ -140,12 +144,12 @@ INLAY_INLINE f32x4 codes_of(f32x4 x, const Range& range, f32x4 divisor, float to
   return wasm_f32x4_min(wasm_f32x4_max(code, f32x4_zero()), wasm_f32x4_splat(top));
 }
 
-// Squared error of 4 tokens' channels.  x: (n, 32), unscaled, from the first of the four.
-INLAY_INLINE f32x4 squared_error(const float* x, int n, f32x4 to_scaled, const Range& range, float top) {
+// Squared error of n vectors, `stride` floats apart, unscaled.
+INLAY_INLINE f32x4 squared_error(const float* x, int n, int stride, f32x4 to_scaled, const Range& range, float top) {
   const f32x4 divisor = divisor_of(range);
   f32x4 sum = f32x4_zero();
-  for (int c = 0; c < n; c++) {
-    const f32x4 element = wasm_f32x4_mul(wasm_v128_load(x + c * kPageTokens), to_scaled);
+  for (int i = 0; i < n; i++) {
+    const f32x4 element = wasm_f32x4_mul(wasm_v128_load(x + i * stride), to_scaled);
     const f32x4 stands = wasm_f32x4_add(wasm_f32x4_mul(codes_of(element, range, divisor, top), range.step), range.lo);
     const f32x4 error = wasm_f32x4_sub(stands, element);
     sum = wasm_f32x4_add(sum, wasm_f32x4_mul(error, error));
@@ -153,22 +157,32 @@ INLAY_INLINE f32x4 squared_error(const float* x, int n, f32x4 to_scaled, const R
   return sum;
 }
 
-// Of the clip factors from 1 down to `clip`, for each of 4 tokens the one with the least squared error; the larger of equals.
-INLAY_INLINE Range best_range(const float* x, int n, f32x4 to_scaled, float clip, float top) {
+// Of the clippings down to `clip`, for each lane the one with the least squared error; the lesser of equals. kOneRange: all
+// lanes are one range.
+template <bool kOneRange>
+INLAY_INLINE Range best_range(const float* x, int n, int stride, f32x4 to_scaled, float clip, float top) {
   f32x4 least = wasm_v128_load(x), most = least;
-  for (int c = 1; c < n; c++) {
-    const f32x4 element = wasm_v128_load(x + c * kPageTokens);
+  for (int i = 1; i < n; i++) {
+    const f32x4 element = wasm_v128_load(x + i * stride);
     least = wasm_f32x4_pmin(least, element);
     most = wasm_f32x4_pmax(most, element);
   }
+  if constexpr (kOneRange) {
+    least = wasm_f32x4_splat(-f32x4_max_lane(wasm_f32x4_neg(least)));
+    most = wasm_f32x4_splat(f32x4_max_lane(most));
+  }
   least = wasm_f32x4_mul(least, to_scaled);
   most = wasm_f32x4_mul(most, to_scaled);
-  Range best = clipped_range(least, most, 1, top);
+  Range best = clipped_range(least, most, 0, top);
   if (clip == 1) return best;
-  f32x4 error = squared_error(x, n, to_scaled, best, top);
+  const auto error_of = [&](const Range& range) {
+    const f32x4 error = squared_error(x, n, stride, to_scaled, range, top);
+    return kOneRange ? wasm_f32x4_splat(f32x4_sum(error)) : error;
+  };
+  f32x4 error = error_of(best);
   for (int i = 1; i <= kClipSteps; i++) {
-    const Range range = clipped_range(least, most, 1 - (1 - clip) * float(i) / kClipSteps, top);
-    const f32x4 other = squared_error(x, n, to_scaled, range, top);
+    const Range range = clipped_range(least, most, (1 - clip) * float(i) / (2 * kClipSteps), top);
+    const f32x4 other = error_of(range);
     const v128_t better = wasm_f32x4_lt(other, error);
     error = wasm_v128_bitselect(other, error, better);
     best.lo = wasm_v128_bitselect(range.lo, best.lo, better);
@@ -195,67 +209,121 @@ float scale_for(float magnitude) {
   return exponent < -100 ? 0x1p-100f : ldexpf(1, exponent);
 }
 
+// ---- half pages -------------------------------------------------------------------------------------------
+
+// Where the parts of a half page lie.
+struct Layout {
+  int n_ranges;
+  size_t codes() const { return kHeaderBytes + size_t(2) * n_ranges; }
+  size_t bytes(int head_dim, int bits) const { return codes() + size_t(head_dim) * kPageTokens * bits / 8; }
+};
+
+Layout key_layout(int head_dim) { return {head_dim}; }
+Layout value_layout(int head_dim) { return {n_groups(head_dim) * kPageTokens}; }
+
+// Codes a channel's 32 tokens, 4 of them with each range.
 template <int kBits>
-void encode(const float* x, int head_dim, float clip, float scale, uint8_t* out) {
+INLAY_INLINE void encode_channel(const float* x, f32x4 to_scaled, const Range ranges[kVectors], uint8_t* out) {
+  constexpr float kTop = (1 << kBits) - 1;
+  i32x4 codes[kVectors];
+  for (int v = 0; v < kVectors; v++) {
+    const f32x4 element = wasm_f32x4_mul(wasm_v128_load(x + 4 * v), to_scaled);
+    codes[v] = wasm_i32x4_trunc_sat_f32x4(codes_of(element, ranges[v], divisor_of(ranges[v]), kTop));
+  }
+  pack<kBits>(narrow(codes), out);
+}
+
+template <int kBits>
+void encode_keys(const float* x, int head_dim, float clip, float scale, uint8_t* out) {
+  constexpr float kTop = (1 << kBits) - 1;
+  const f32x4 to_scaled = wasm_f32x4_splat(1 / scale);
+  uint8_t* const los = out + kHeaderBytes;
+  uint8_t* const codes = out + key_layout(head_dim).codes();
+  for (int c = 0; c < head_dim; c++, x += kPageTokens) {
+    Range ranges[kVectors];
+    ranges[0] = best_range<true>(x, kVectors, 4, to_scaled, clip, kTop);
+    for (int v = 1; v < kVectors; v++) ranges[v] = ranges[0];
+    los[c] = e4m3_byte(ranges[0].lo);
+    los[head_dim + c] = e4m3_byte(ranges[0].step);
+    encode_channel<kBits>(x, to_scaled, ranges, codes + size_t(c) * kPageTokens * kBits / 8);
+  }
+}
+
+template <int kBits>
+void encode_values(const float* x, int head_dim, float clip, float scale, uint8_t* out) {
   constexpr float kTop = (1 << kBits) - 1;
   const int g = group_channels(head_dim), n = n_groups(head_dim);
   const f32x4 to_scaled = wasm_f32x4_splat(1 / scale);
   uint8_t* const los = out + kHeaderBytes;
   uint8_t* const steps = los + n * kPageTokens;
-  uint8_t* codes_out = steps + n * kPageTokens;
-  memset(out, 0, kHeaderBytes);
-  memcpy(out, &scale, sizeof scale);
-  for (int group = 0; group < n; group++, x += g * kPageTokens) {
+  uint8_t* codes = out + value_layout(head_dim).codes();
+  for (int group = 0; group < n; group++) {
     Range ranges[kVectors];
-    f32x4 divisors[kVectors];
     for (int v = 0; v < kVectors; v++) {
-      ranges[v] = best_range(x + 4 * v, g, to_scaled, clip, kTop);
-      divisors[v] = divisor_of(ranges[v]);
+      ranges[v] = best_range<false>(x + 4 * v, g, kPageTokens, to_scaled, clip, kTop);
       store_e4m3(ranges[v].lo, los + group * kPageTokens + 4 * v);
       store_e4m3(ranges[v].step, steps + group * kPageTokens + 4 * v);
     }
-    for (int c = 0; c < g; c++, codes_out += kPageTokens * kBits / 8) {
-      i32x4 codes[kVectors];
-      for (int v = 0; v < kVectors; v++) {
-        const f32x4 element = wasm_f32x4_mul(wasm_v128_load(x + c * kPageTokens + 4 * v), to_scaled);
-        codes[v] = wasm_i32x4_trunc_sat_f32x4(codes_of(element, ranges[v], divisors[v], kTop));
-      }
-      pack<kBits>(narrow(codes), codes_out);
-    }
+    for (int c = 0; c < g; c++, x += kPageTokens, codes += kPageTokens * kBits / 8)
+      encode_channel<kBits>(x, to_scaled, ranges, codes);
   }
 }
 
-// Calls use(channel, elements) with the 32 elements of every channel, as 8 vectors.
-template <int kBits, class F>
-INLAY_INLINE void for_each_channel(const uint8_t* half, int head_dim, const F& use) {
+float scale_of(const uint8_t* half) {
   float scale = 0;
   memcpy(&scale, half, sizeof scale);
+  return scale;
+}
+
+// Four parameters, with their scale.
+INLAY_INLINE f32x4 load_parameters(const uint8_t* p, float scale) {
+  return wasm_f32x4_mul(load_e4m3(p), wasm_f32x4_splat(scale));
+}
+
+// Calls use(channel, codes, lo, step) for every channel of K; lo and step are vectors of one number.
+template <int kBits, class F>
+INLAY_INLINE void for_each_key_channel(const uint8_t* half, int head_dim, const F& use) {
+  const float scale = scale_of(half);
+  const uint8_t* const los = half + kHeaderBytes;
+  const uint8_t* codes = half + key_layout(head_dim).codes();
+  for (int c = 0; c < head_dim; c += 4) {
+    alignas(16) float lo[4], step[4];
+    wasm_v128_store(lo, load_parameters(los + c, scale));
+    wasm_v128_store(step, load_parameters(los + head_dim + c, scale));
+    for (int i = 0; i < 4; i++, codes += kPageTokens * kBits / 8)
+      use(c + i, codes, wasm_f32x4_splat(lo[i]), wasm_f32x4_splat(step[i]));
+  }
+}
+
+// Calls use(channel, codes, los, steps) for every channel of V; the ranges are those of kCount vectors from `first` on.
+template <int kBits, int kCount, class F>
+INLAY_INLINE void for_each_value_channel(const uint8_t* half, int head_dim, int first, const F& use) {
+  const float scale = scale_of(half);
   const int g = group_channels(head_dim), n = n_groups(head_dim);
   const uint8_t* const los = half + kHeaderBytes;
   const uint8_t* const steps = los + n * kPageTokens;
-  const uint8_t* codes = steps + n * kPageTokens;
+  const uint8_t* codes = half + value_layout(head_dim).codes();
   for (int group = 0; group < n; group++) {
-    Ranges ranges;
-    for (int v = 0; v < kVectors; v++) {
-      const int at = group * kPageTokens + 4 * v;
-      ranges.lo[v] = wasm_f32x4_mul(load_e4m3(los + at), wasm_f32x4_splat(scale));
-      ranges.step[v] = wasm_f32x4_mul(load_e4m3(steps + at), wasm_f32x4_splat(scale));
+    f32x4 lo[kCount], step[kCount];
+    for (int v = 0; v < kCount; v++) {
+      const int at = group * kPageTokens + 4 * (first + v);
+      lo[v] = load_parameters(los + at, scale);
+      step[v] = load_parameters(steps + at, scale);
     }
-    for (int c = 0; c < g; c++, codes += kPageTokens * kBits / 8) {
-      f32x4 elements[kVectors];
-      widen(unpack<kBits>(codes), elements);
-      // Not fused: a page has the same elements in every build and on every machine.
-      for (int v = 0; v < kVectors; v++)
-        elements[v] = wasm_f32x4_add(wasm_f32x4_mul(elements[v], ranges.step[v]), ranges.lo[v]);
-      use(group * g + c, elements);
-    }
+    for (int c = 0; c < g; c++, codes += kPageTokens * kBits / 8) use(group * g + c, codes, lo, step);
   }
 }
 
+// What codes stand for. Not fused: a page has the same elements in every build and on every machine.
+INLAY_INLINE f32x4 element_of(f32x4 code, f32x4 lo, f32x4 step) { return wasm_f32x4_add(wasm_f32x4_mul(code, step), lo); }
+
 template <int kBits>
-void decode_along_channels(const uint8_t* half, int head_dim, float* out) {
-  for_each_channel<kBits>(half, head_dim, [&](int channel, const f32x4* elements) {
-    for (int v = 0; v < kVectors; v++) wasm_v128_store(out + channel * kPageTokens + 4 * v, elements[v]);
+void decode_all_keys(const uint8_t* half, int head_dim, float* out) {
+  for_each_key_channel<kBits>(half, head_dim, [&](int channel, const uint8_t* codes, f32x4 lo, f32x4 step) {
+    f32x4 elements[kVectors];
+    widen(unpack<kBits>(codes), elements);
+    for (int v = 0; v < kVectors; v++)
+      wasm_v128_store(out + channel * kPageTokens + 4 * v, element_of(elements[v], lo, step));
   });
 }
 
@@ -269,18 +337,26 @@ INLAY_INLINE void transpose_block(f32x4 rows[4]) {
   rows[3] = wasm_i64x2_shuffle(c, d, 1, 3);
 }
 
+// Four channels of kCount * 4 tokens, (4, kCount vectors), as rows of `out`, (tokens, head_dim).
+template <int kCount>
+INLAY_INLINE void store_rows(const f32x4 block[4][kCount], int head_dim, float* out) {
+  for (int v = 0; v < kCount; v++) {
+    f32x4 rows[4] = {block[0][v], block[1][v], block[2][v], block[3][v]};
+    transpose_block(rows);
+    for (int i = 0; i < 4; i++) wasm_v128_store(out + (4 * v + i) * head_dim, rows[i]);
+  }
+}
+
 template <int kBits>
-void decode_along_tokens(const uint8_t* half, int head_dim, float* out) {
+void decode_all_values(const uint8_t* half, int head_dim, float* out) {
   f32x4 block[4][kVectors];
-  for_each_channel<kBits>(half, head_dim, [&](int channel, const f32x4* elements) {
-    memcpy(block[channel % 4], elements, sizeof block[0]);
-    if (channel % 4 < 3) return;
-    for (int v = 0; v < kVectors; v++) {
-      f32x4 rows[4] = {block[0][v], block[1][v], block[2][v], block[3][v]};
-      transpose_block(rows);
-      for (int i = 0; i < 4; i++) wasm_v128_store(out + (4 * v + i) * head_dim + channel - 3, rows[i]);
-    }
-  });
+  const auto use = [&](int channel, const uint8_t* codes, const f32x4* lo, const f32x4* step) {
+    f32x4* const elements = block[channel % 4];
+    widen(unpack<kBits>(codes), elements);
+    for (int v = 0; v < kVectors; v++) elements[v] = element_of(elements[v], lo[v], step[v]);
+    if (channel % 4 == 3) store_rows<kVectors>(block, head_dim, out + channel - 3);
+  };
+  for_each_value_channel<kBits, kVectors>(half, head_dim, 0, use);
 }
 
 // ---- eight of the 32 tokens -------------------------------------------------------------------------------
@@ -288,64 +364,61 @@ void decode_along_tokens(const uint8_t* half, int head_dim, float* out) {
 // More octets than this are decoded as fast all at once.
 constexpr int kMostOctets = 2;
 
-// Codes of tokens 8 * octet .. 8 * octet + 7 of a channel, in the low 8 bytes.
+// Codes of tokens 8 * octet .. 8 * octet + 7 of a channel, as f32.
 template <int kBits>
-INLAY_INLINE i8x16 unpack_octet(const uint8_t* p, int octet) {
-  if constexpr (kBits == 8) return wasm_v128_load64_zero(p + 8 * octet);
-  if constexpr (kBits == 4)
-    return wasm_v128_and(wasm_u8x16_shr(wasm_v128_load64_zero(p + 8 * (octet & 1)), 4 * (octet >> 1)), wasm_i8x16_const_splat(15));
-  return wasm_v128_and(wasm_u8x16_shr(wasm_v128_load64_zero(p), 2 * octet), wasm_i8x16_const_splat(3));
+INLAY_INLINE void unpack_octet(const uint8_t* p, int octet, f32x4 out[2]) {
+  i8x16 codes;
+  if constexpr (kBits == 8) codes = wasm_v128_load64_zero(p + 8 * octet);
+  else if constexpr (kBits == 4)
+    codes = wasm_v128_and(wasm_u8x16_shr(wasm_v128_load64_zero(p + 8 * (octet & 1)), 4 * (octet >> 1)), wasm_i8x16_const_splat(15));
+  else codes = wasm_v128_and(wasm_u8x16_shr(wasm_v128_load64_zero(p), 2 * octet), wasm_i8x16_const_splat(3));
+  const i16x8 wide = wasm_u16x8_extend_low_u8x16(codes);
+  out[0] = wasm_f32x4_convert_i32x4(wasm_u32x4_extend_low_u16x8(wide));
+  out[1] = wasm_f32x4_convert_i32x4(wasm_u32x4_extend_high_u16x8(wide));
 }
 
-// Calls use(channel, elements) with the octet's elements of every channel, as 2 vectors: the same bits as for_each_channel.
-template <int kBits, class F>
-INLAY_INLINE void for_each_octet(const uint8_t* half, int head_dim, int octet, const F& use) {
-  float scale = 0;
-  memcpy(&scale, half, sizeof scale);
-  const int g = group_channels(head_dim), n = n_groups(head_dim);
-  const uint8_t* const los = half + kHeaderBytes;
-  const uint8_t* const steps = los + n * kPageTokens;
-  const uint8_t* codes = steps + n * kPageTokens;
-  for (int group = 0; group < n; group++) {
-    f32x4 lo[2], step[2];
-    for (int v = 0; v < 2; v++) {
-      const int at = group * kPageTokens + 8 * octet + 4 * v;
-      lo[v] = wasm_f32x4_mul(load_e4m3(los + at), wasm_f32x4_splat(scale));
-      step[v] = wasm_f32x4_mul(load_e4m3(steps + at), wasm_f32x4_splat(scale));
-    }
-    for (int c = 0; c < g; c++, codes += kPageTokens * kBits / 8) {
-      const i16x8 wide = wasm_u16x8_extend_low_u8x16(unpack_octet<kBits>(codes, octet));
-      const f32x4 low = wasm_f32x4_convert_i32x4(wasm_u32x4_extend_low_u16x8(wide));
-      const f32x4 high = wasm_f32x4_convert_i32x4(wasm_u32x4_extend_high_u16x8(wide));
-      const f32x4 elements[2] = {wasm_f32x4_add(wasm_f32x4_mul(low, step[0]), lo[0]),
-                                 wasm_f32x4_add(wasm_f32x4_mul(high, step[1]), lo[1])};
-      use(group * g + c, elements);
-    }
+template <int kBits>
+void decode_key_octet(const uint8_t* half, int head_dim, int octet, float* out) {
+  for_each_key_channel<kBits>(half, head_dim, [&](int channel, const uint8_t* codes, f32x4 lo, f32x4 step) {
+    f32x4 elements[2];
+    unpack_octet<kBits>(codes, octet, elements);
+    for (int v = 0; v < 2; v++)
+      wasm_v128_store(out + channel * kPageTokens + 8 * octet + 4 * v, element_of(elements[v], lo, step));
+  });
+}
+
+template <int kBits>
+void decode_value_octet(const uint8_t* half, int head_dim, int octet, float* out) {
+  f32x4 block[4][2];
+  const auto use = [&](int channel, const uint8_t* codes, const f32x4* lo, const f32x4* step) {
+    f32x4* const elements = block[channel % 4];
+    unpack_octet<kBits>(codes, octet, elements);
+    for (int v = 0; v < 2; v++) elements[v] = element_of(elements[v], lo[v], step[v]);
+    if (channel % 4 == 3) store_rows<2>(block, head_dim, out + 8 * octet * head_dim + channel - 3);
+  };
+  for_each_value_channel<kBits, 2>(half, head_dim, 2 * octet, use);
+}
+
+// ---- any number of bits -----------------------------------------------------------------------------------
+
+// Calls f with the bits as a compile-time constant.
+template <class F>
+INLAY_INLINE void with_bits(int bits, const F& f) {
+  switch (bits) {
+    case 8: return f(std::integral_constant<int, 8>());
+    case 4: return f(std::integral_constant<int, 4>());
+    default: return f(std::integral_constant<int, 2>());
   }
 }
 
-template <int kBits>
-void decode_octet_channels(const uint8_t* half, int head_dim, int octet, float* out) {
-  for_each_octet<kBits>(half, head_dim, octet, [&](int channel, const f32x4* elements) {
-    float* const to = out + channel * kPageTokens + 8 * octet;
-    wasm_v128_store(to, elements[0]);
-    wasm_v128_store(to + 4, elements[1]);
-  });
-}
-
-template <int kBits>
-void decode_octet_tokens(const uint8_t* half, int head_dim, int octet, float* out) {
-  f32x4 block[4][2];
-  for_each_octet<kBits>(half, head_dim, octet, [&](int channel, const f32x4* elements) {
-    block[channel % 4][0] = elements[0];
-    block[channel % 4][1] = elements[1];
-    if (channel % 4 < 3) return;
-    for (int v = 0; v < 2; v++) {
-      f32x4 rows[4] = {block[0][v], block[1][v], block[2][v], block[3][v]};
-      transpose_block(rows);
-      for (int i = 0; i < 4; i++) wasm_v128_store(out + (8 * octet + 4 * v + i) * head_dim + channel - 3, rows[i]);
-    }
-  });
+// Writes the header; returns the scale, or 0 if an element is infinite or NaN.
+float begin_half(const float* x, int head_dim, uint8_t* out) {
+  const float most = largest_magnitude(x, head_dim * kPageTokens);
+  if (most == __builtin_inff()) return 0;
+  const float scale = scale_for(most);
+  memset(out, 0, kHeaderBytes);
+  memcpy(out, &scale, sizeof scale);
+  return scale;
 }
 
 }  // namespace
@@ -356,54 +429,35 @@ int group_channels(int head_dim) {
   return 8;
 }
 
-size_t quantized_half_bytes(int head_dim, int bits) {
-  return kHeaderBytes + size_t(2) * n_groups(head_dim) * kPageTokens + size_t(head_dim) * kPageTokens * bits / 8;
-}
+size_t key_half_bytes(int head_dim, int bits) { return key_layout(head_dim).bytes(head_dim, bits); }
+size_t value_half_bytes(int head_dim, int bits) { return value_layout(head_dim).bytes(head_dim, bits); }
 
-bool encode_half(const float* x, int head_dim, int bits, float clip, uint8_t* out) {
-  const float most = largest_magnitude(x, head_dim * kPageTokens);
-  if (most == __builtin_inff()) return false;
-  const float scale = scale_for(most);
-  switch (bits) {
-    case 8: encode<8>(x, head_dim, clip, scale, out); break;
-    case 4: encode<4>(x, head_dim, clip, scale, out); break;
-    default: encode<2>(x, head_dim, clip, scale, out); break;
-  }
+bool encode_key_half(const float* x, int head_dim, int bits, float clip, uint8_t* out) {
+  const float scale = begin_half(x, head_dim, out);
+  if (scale == 0) return false;
+  with_bits(bits, [&](auto constant) { encode_keys<constant>(x, head_dim, clip, scale, out); });
   return true;
 }
 
-void decode_channels(const uint8_t* half, int head_dim, int bits, float* out) {
-  switch (bits) {
-    case 8: return decode_along_channels<8>(half, head_dim, out);
-    case 4: return decode_along_channels<4>(half, head_dim, out);
-    default: return decode_along_channels<2>(half, head_dim, out);
-  }
+bool encode_value_half(const float* x, int head_dim, int bits, float clip, uint8_t* out) {
+  const float scale = begin_half(x, head_dim, out);
+  if (scale == 0) return false;
+  with_bits(bits, [&](auto constant) { encode_values<constant>(x, head_dim, clip, scale, out); });
+  return true;
 }
 
-void decode_tokens(const uint8_t* half, int head_dim, int bits, float* out) {
-  switch (bits) {
-    case 8: return decode_along_tokens<8>(half, head_dim, out);
-    case 4: return decode_along_tokens<4>(half, head_dim, out);
-    default: return decode_along_tokens<2>(half, head_dim, out);
-  }
+void decode_key_half(const uint8_t* half, int head_dim, int bits, int from, int to, float* out) {
+  with_bits(bits, [&](auto constant) {
+    if (to - from > 8 * kMostOctets) return decode_all_keys<constant>(half, head_dim, out);
+    for (int octet = from / 8; octet < to / 8; octet++) decode_key_octet<constant>(half, head_dim, octet, out);
+  });
 }
 
-void decode_channels(const uint8_t* half, int head_dim, int bits, int from, int to, float* out) {
-  if (to - from > 8 * kMostOctets) return decode_channels(half, head_dim, bits, out);
-  for (int octet = from / 8; octet < to / 8; octet++) switch (bits) {
-      case 8: decode_octet_channels<8>(half, head_dim, octet, out); break;
-      case 4: decode_octet_channels<4>(half, head_dim, octet, out); break;
-      default: decode_octet_channels<2>(half, head_dim, octet, out); break;
-    }
-}
-
-void decode_tokens(const uint8_t* half, int head_dim, int bits, int from, int to, float* out) {
-  if (to - from > 8 * kMostOctets) return decode_tokens(half, head_dim, bits, out);
-  for (int octet = from / 8; octet < to / 8; octet++) switch (bits) {
-      case 8: decode_octet_tokens<8>(half, head_dim, octet, out); break;
-      case 4: decode_octet_tokens<4>(half, head_dim, octet, out); break;
-      default: decode_octet_tokens<2>(half, head_dim, octet, out); break;
-    }
+void decode_value_half(const uint8_t* half, int head_dim, int bits, int from, int to, float* out) {
+  with_bits(bits, [&](auto constant) {
+    if (to - from > 8 * kMostOctets) return decode_all_values<constant>(half, head_dim, out);
+    for (int octet = from / 8; octet < to / 8; octet++) decode_value_octet<constant>(half, head_dim, octet, out);
+  });
 }
 
 void transpose(const float* x, int n_rows, int n_columns, float* out) {

@@ -44,15 +44,21 @@ bool narrow(const float* x, size_t n, PageFormat format, uint8_t* out) {
 
 // K of a page, (head_dim, 32).
 void keys_of(const uint8_t* page, PageFormat format, int head_dim, float* out) {
-  if (is_quantized(format)) decode_channels(page, head_dim, bits_of(format), out);
+  if (is_quantized(format)) decode_key_half(page, head_dim, bits_of(format), 0, kPageTokens, out);
   else widen(page, format, size_t(kPageTokens) * head_dim, out);
+}
+
+// Bytes of K in a page.
+size_t key_bytes(int head_dim, PageFormat format) {
+  if (is_quantized(format)) return key_half_bytes(head_dim, bits_of(format));
+  return size_t(kPageTokens) * head_dim * (format == kPageF16 ? 2 : 4);
 }
 
 }  // namespace
 
 size_t page_bytes(int head_dim, PageFormat format) {
-  if (is_quantized(format)) return 2 * quantized_half_bytes(head_dim, bits_of(format));
-  return size_t(2) * kPageTokens * head_dim * (format == kPageF16 ? 2 : 4);
+  const size_t k = key_bytes(head_dim, format);
+  return k + (is_quantized(format) ? value_half_bytes(head_dim, bits_of(format)) : k);
 }
 
 int convert_pages(const uint8_t* in, PageFormat from, int n_pages, int head_dim, float clip, PageFormat to, uint8_t* out) {
@@ -66,19 +72,19 @@ int convert_pages(const uint8_t* in, PageFormat from, int n_pages, int head_dim,
     alignas(16) float x[kPageTokens * kMaxHeadDim];
     alignas(16) float transposed[kPageTokens * kMaxHeadDim];
     for (int half = 0; half < 2; half++) {
-      const uint8_t* const p = in + in_bytes * page + in_bytes / 2 * half;
-      uint8_t* const q = out + out_bytes * page + out_bytes / 2 * half;
+      const uint8_t* const p = in + in_bytes * page + (half == 0 ? 0 : key_bytes(head_dim, from));
+      uint8_t* const q = out + out_bytes * page + (half == 0 ? 0 : key_bytes(head_dim, to));
       if (!is_quantized(from)) widen(p, from, n, x);
-      else if (half == 0) decode_channels(p, head_dim, bits_of(from), x);
-      else decode_tokens(p, head_dim, bits_of(from), x);
+      else if (half == 0) decode_key_half(p, head_dim, bits_of(from), 0, kPageTokens, x);
+      else decode_value_half(p, head_dim, bits_of(from), 0, kPageTokens, x);
       bool is_good;
       if (!is_quantized(to)) {
         is_good = narrow(x, n, to, q);
       } else if (half == 0) {
-        is_good = encode_half(x, head_dim, bits_of(to), clip, q);
+        is_good = encode_key_half(x, head_dim, bits_of(to), clip, q);
       } else {
         transpose(x, kPageTokens, head_dim, transposed);
-        is_good = encode_half(transposed, head_dim, bits_of(to), clip, q);
+        is_good = encode_value_half(transposed, head_dim, bits_of(to), clip, q);
       }
       if (is_good) continue;
       const int bad = 2 * page + half;

@@ -9,7 +9,7 @@
 // Bytes of a page.
 size_t page_bytes(int head_dim, PageFormat format);
 
-// Converts `n_pages` pages, one after the other. `clip` is what encode_half() takes, and not looked at for f32 and f16.
+// Converts `n_pages` pages, one after the other. `clip` is what encode_key_half() takes, and not looked at for f32 and f16.
 // Returns kOk; 1 + half, counting K and V of each page, for the first that has an element which is infinite, NaN or too
 // large for `to`; or kBadArgument. `out` must not overlap `in`.
 int convert_pages(const uint8_t* in, PageFormat from, int n_pages, int head_dim, float clip, PageFormat to, uint8_t* out);
