@@ -550,7 +550,7 @@ describe("damage and mismatch", () => {
     for (const record of await store.read(entry, 0, 4)) await writer.write(record!);
     await writer.commit({ ...entry, head, sha256: await sha256(head), pages: writer.pages });
     const other = await load(store);
-    await assert.rejects(open(other), inlayError("cache-mismatch", /format version 2; .* reads 1/));
+    await assert.rejects(open(other), inlayError("cache-mismatch", /format version 3; .* reads 2/));
     const again = await pin(other);
     assert.ok(again.phases.includes("prefill"));
     assert.deepEqual(await answer(other, again.key), expected);
