@@ -70,7 +70,7 @@ export const squeezed: Section = {
   leftOut: [
     {
       what: "`squeezed-decode/16k/90/webgpu`",
-      reason: "this machine's GPU is software, which takes minutes to take in 16,384 tokens",
+      reason: "this machine's GPU is software, which needs more than a minute to take in 16,384 tokens",
     },
   ],
   needsPeer: false,
