@@ -6,11 +6,12 @@
  */
 
 import fs from "node:fs";
+import { PageConverter } from "../src/backend/wasm/page-converter.ts";
 import { Checkpoint } from "../src/engine/yielding.ts";
 import { openModelFile } from "../src/gguf/model-file.ts";
 import { openSources } from "../src/gguf/source.ts";
 import type { CacheFormat } from "../src/kv/page.ts";
-import { type QuantizedFormat, settledPages, wholePageBytes } from "../src/kv/quantize.ts";
+import { type QuantizedFormat, SINK_PAGES, settledPages, wholePageBytes } from "../src/kv/quantize.ts";
 import { forward } from "../src/model/forward.ts";
 import { Tokenizer } from "../src/tokenizer/tokenizer.ts";
 import { vocabularyFromMetadata } from "../src/tokenizer/vocabulary.ts";
@@ -18,10 +19,15 @@ import { uniform } from "../test/fixtures/random.ts";
 import { sharedPath } from "../test/fixtures/shared.ts";
 import { densePlan, openTransformer } from "../test/fixtures/transformer.ts";
 import { instantiate } from "../test/fixtures/wasm.ts";
+import { codeBeforeRope } from "./keys-before-rope.ts";
 import type { BenchResult } from "./report.ts";
 import type { Section } from "./section.ts";
 
 export const MODELS = ["stories260K", "tinystories-656k"] as const;
+/** Keys coded before RoPE instead of after it. */
+const BEFORE_ROPE = "q2-before-rope";
+type Coding = QuantizedFormat | typeof BEFORE_ROPE;
+
 export const FORMATS: readonly QuantizedFormat[] = ["q8", "q4", "q2"];
 
 /** Tokens of a passage: the models' context. */
@@ -100,15 +106,20 @@ function draw(logprobs: Float64Array, u: number): number {
 export async function decodedLogprobs(
   bytes: Uint8Array<ArrayBuffer>,
   ids: Uint32Array,
-  format: CacheFormat,
+  coding: CacheFormat | Coding,
 ): Promise<Float64Array[]> {
-  const model = await openTransformer(bytes, await instantiate("simd"), format);
+  const wasm = await instantiate("simd");
+  const model = await openTransformer(bytes, wasm, coding === BEFORE_ROPE ? "f32" : coding);
+  const converter = new PageConverter(wasm, model.config.headDim);
   const plan = densePlan(model);
   const cache = model.attention.createCache();
   const rows: Float64Array[] = [];
+  let nCoded = SINK_PAGES;
   for (let i = 0; i < ids.length; i++) {
     const call = forward(model, cache, ids.subarray(i, i + 1), plan, "last", new Checkpoint(undefined));
     rows.push(logSoftmax((await call)!));
+    for (; coding === BEFORE_ROPE && nCoded < settledPages(i + 1); nCoded++)
+      await codeBeforeRope(model, cache, nCoded, "q2", converter);
   }
   return rows;
 }
@@ -123,8 +134,8 @@ function logSoftmax(logits: Float32Array): Float64Array {
 export async function measureKvQuality(
   bytes: Uint8Array<ArrayBuffer>,
   texts: readonly Uint32Array[],
-  formats: readonly QuantizedFormat[],
-): Promise<Map<QuantizedFormat, KvQuality>> {
+  formats: readonly Coding[],
+): Promise<Map<Coding, KvQuality>> {
   const sums = new Map(
     formats.map((format) => [format, { nll: 0, nllF32: 0, kl: 0, klMax: 0, sameTop: 0, n: 0 }]),
   );
@@ -178,29 +189,36 @@ function once(id: string, unit: string, value: number, baseline: number): BenchR
 
 const NAMES = ["perplexity", "kl"] as const;
 
+const beforeRopeId = (model: ModelName) => `kv-quality/${model}/${BEFORE_ROPE}/kl`;
+
 export const kvQuality: Section = {
   title: "Quantized KV caches",
   about:
     "`perplexity` beside that of an f32 cache; `kl` is the mean of KL(f32 || quantized) in thousandths of a nat beside the divergence that would raise " +
-    "the perplexity by our goal (0.1 for q8 and q4, 0.3 for q2); `bytes` of keys and values per token that left the window, for " +
+    "the perplexity by our goal (0.1 for q8 and q4, 0.3 for q2); `q2-before-rope` has keys coded before they are rotated, beside q2 as it is, after; `bytes` of keys and values per token that left the window, for " +
     "SmolLM2-135M's heads (30 layers, 3 KV heads of 64), beside f16. The models are small (heads of 8 and 16 channels, where a range is " +
     "shared by few channels), trained, and read Alice in Wonderland and what they wrote themselves, token by token, 512 tokens each; " +
     "sinks (32 tokens) and window (128) are f32, as always.",
   baseline: "other",
   owns: (id) => id.startsWith("kv-quality/"),
   ids: [
-    ...MODELS.flatMap((model) =>
-      FORMATS.flatMap((format) => NAMES.map((name) => `kv-quality/${model}/${format}/${name}`)),
-    ),
+    ...MODELS.flatMap((model) => [
+      ...FORMATS.flatMap((format) => NAMES.map((name) => `kv-quality/${model}/${format}/${name}`)),
+      beforeRopeId(model),
+    ]),
     ...FORMATS.map((format) => `kv-quality/${format}/bytes`),
   ],
   leftOut: [],
   needsPeer: false,
   async *run({ log }, wanted) {
     for (const name of MODELS) {
-      const formats = FORMATS.filter((format) =>
-        NAMES.some((what) => wanted.has(`kv-quality/${name}/${format}/${what}`)),
+      const isBeforeRope = wanted.has(beforeRopeId(name));
+      const formats: Coding[] = FORMATS.filter(
+        (format) =>
+          NAMES.some((what) => wanted.has(`kv-quality/${name}/${format}/${what}`)) ||
+          (isBeforeRope && format === "q2"),
       );
+      if (isBeforeRope) formats.push(BEFORE_ROPE);
       if (formats.length === 0) continue;
       const bytes = modelBytes(name);
       if (!bytes) {
@@ -209,6 +227,10 @@ export const kvQuality: Section = {
       }
       const measured = await measureKvQuality(bytes, await passages(bytes, 6), formats);
       for (const [format, { perplexity, perplexityF32, kl, klMax, sameTop }] of measured) {
+        if (format === BEFORE_ROPE) {
+          yield once(beforeRopeId(name), "mnats", 1000 * kl, 1000 * measured.get("q2")!.kl);
+          continue;
+        }
         const share = (100 * sameTop).toFixed(1);
         log(`  ${name} ${format}: largest KL ${klMax.toPrecision(3)}, the same first choice in ${share} %`);
         const results = {

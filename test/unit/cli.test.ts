@@ -353,9 +353,10 @@ test("inspect tells metadata, tensors by type and the memory plan", () => {
   assert.equal(plan.contextLength, 512);
   assert.equal(plan.kvF32, 512 * 2 * 2 * 2 * 16 * 4);
   assert.equal(plan.kvF16 * 2, plan.kvF32);
-  // Of 16 pages 11 are cold; heads of 16 take 16 bytes of scale, 2 for a token's range, and 32 codes a channel.
+  // Of 16 pages 11 are cold; heads of 16 take 16 bytes of scale, 2 for the range of a channel (K)
+  // or a token (V), and 32 codes a channel.
   const pages = 2 * 2 * 2;
-  assert.equal(plan.kvQ4, pages * (5 * 32 * 16 * 4 + 11 * (16 + 2 * 32 + 16 * 16)));
+  assert.equal(plan.kvQ4, pages * (5 * 32 * 16 * 4 + 11 * (16 + (16 + 32) + 16 * 16)));
   assert.ok(plan.kvQ2 < plan.kvQ4 && plan.kvQ4 < plan.kvQ8 && plan.kvQ8 < plan.kvF32);
   const { stdout, status } = inlay("inspect", MODEL);
   assert.equal(status, 0);

@@ -156,7 +156,8 @@ describe("quantized caches", () => {
           assert.equal(engine.info.device.kvFormat, format);
           await collect(engine.generate(greedy(LONG, 4)));
           // Of 403 cached tokens in 13 pages, 8 pages but the first have left the window.
-          const coldSlot = 2 * 2 * 2 * (16 + 2 * 32 + 16 * 4 * codeBits);
+          // A scale for K and for V, ranges of 16 channels and of 32 tokens.
+          const coldSlot = 2 * 2 * 2 * (16 + (16 + 32) + 16 * 4 * codeBits);
           assert.equal(engine.memory().kv, 6 * SLOT + 7 * coldSlot);
           // The answer's last tokens may part: a page that has left the window stays quantized when the cache is cut.
           const again = await collect(engine.generate(greedy(LONG, 40)));
