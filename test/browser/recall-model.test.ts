@@ -7,7 +7,6 @@ import { needlePrompt } from "../../src/eval/needle.ts";
 import { makeNeedleCase, NEEDLE_TASKS, type NeedleTask } from "../../src/eval/needle-cases.ts";
 import { browser, skip } from "./harness/index.ts";
 
-const MODEL = "/models/recall/inlay-recall-q8_0.gguf";
 const N_QUESTIONS = 50;
 const LENGTH = 512;
 const MAX_TOKENS = 48;
@@ -19,8 +18,10 @@ const MAX_TOKENS = 48;
  * both). So where two tokens are nearly equally likely answers part; a place like that counts as a tie, since what follows it
  * is another answer.
  */
-const TIE = 0.25;
-const MIN_IDENTICAL = 45;
+const FILES = [
+  { file: "inlay-recall-f16.gguf", tie: 0, identical: N_QUESTIONS },
+  { file: "inlay-recall-q8_0.gguf", tie: 0.25, identical: 45 },
+] as const;
 
 /** What is used here of wllama 2 (npm @wllama/wllama@2.3.1), the last one that tells the ids. */
 interface Wllama {
@@ -81,34 +82,37 @@ function promptOf(i: number): string {
   return `<|im_start|>user\n${needlePrompt(needle)}<|im_end|>\n<|im_start|>assistant\n`;
 }
 
-it(`${N_QUESTIONS} answers are those of llama.cpp`, async function () {
-  if (browser !== "chromium") skip(this, "one browser is enough to compare two programs");
-  this.timeout(180_000);
-  const response = await fetch(MODEL);
-  assert.isTrue(response.ok, `${MODEL} is not there`);
-  const file = await response.blob();
-  const wllama = await loadWllama(file);
-  const model = await loadModel(file, { device: "wasm" });
-  try {
-    const different: string[] = [];
-    let identical = 0;
-    for (let i = 0; i < N_QUESTIONS; i++) {
-      const prompt = promptOf(i);
-      const theirs = await answerOfWllama(wllama, prompt);
-      const { ids, leads } = await answerOfInlay(model, prompt);
-      assert.isAbove(theirs.length, 2);
-      const at = theirs.findIndex((id, j) => id !== ids[j]);
-      if (at < 0 && theirs.length === ids.length) identical++;
-      else if (at < 0 || !(leads[at]! < TIE))
-        different.push(
-          `${i}: ${await model.detokenize(theirs)} | ${await model.detokenize(ids)}, lead ${leads[at]}`,
-        );
+for (const expected of FILES)
+  it(`${N_QUESTIONS} answers of ${expected.file} are those of llama.cpp`, async function () {
+    if (browser !== "chromium") skip(this, "one browser is enough to compare two programs");
+    this.timeout(180_000);
+    const response = await fetch(`/models/recall/${expected.file}`);
+    assert.isTrue(response.ok, `${expected.file} is not there`);
+    const file = await response.blob();
+    const wllama = await loadWllama(file);
+    const model = await loadModel(file, { device: "wasm" });
+    try {
+      const different: string[] = [];
+      let identical = 0;
+      for (let i = 0; i < N_QUESTIONS; i++) {
+        const prompt = promptOf(i);
+        const theirs = await answerOfWllama(wllama, prompt);
+        const { ids, leads } = await answerOfInlay(model, prompt);
+        assert.isAbove(theirs.length, 2);
+        const at = theirs.findIndex((id, j) => id !== ids[j]);
+        if (at < 0 && theirs.length === ids.length) identical++;
+        else if (at < 0 || !(leads[at]! < expected.tie))
+          different.push(
+            `${i}: ${await model.detokenize(theirs)} | ${await model.detokenize(ids)}, lead ${leads[at]}`,
+          );
+      }
+      console.log(
+        `${expected.file}: ${identical} of ${N_QUESTIONS} answers identical, the others after a tie`,
+      );
+      assert.deepEqual(different, []);
+      assert.isAtLeast(identical, expected.identical);
+    } finally {
+      await model.dispose();
+      await wllama.exit();
     }
-    console.log(`${identical} of ${N_QUESTIONS} answers identical, the others after a tie`);
-    assert.deepEqual(different, []);
-    assert.isAtLeast(identical, MIN_IDENTICAL);
-  } finally {
-    await model.dispose();
-    await wllama.exit();
-  }
-});
+  });
