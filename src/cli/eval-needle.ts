@@ -11,8 +11,8 @@ import { ProgressBar } from "./progress-bar.ts";
 
 export const EVAL_NEEDLE_USAGE =
   "inlay eval MODEL --needle [--tasks NAMES] [--lengths 512,4096] [--depths 0,50,100] [--count N] [--seed S]\n" +
-  "          [--pinned [--bits 2|4|8|16]] [--svg FILE] [--device auto|wasm|hybrid|webgpu] [--threads N]\n" +
-  "          [--context N] [--attention POLICY] [--budget B] [--kv FORMAT] [--json]";
+  "          [--pinned [--bits 2|4|8|16] [--sparsity R]] [--svg FILE] [--device auto|wasm|hybrid|webgpu]\n" +
+  "          [--threads N] [--context N] [--attention POLICY] [--budget B] [--kv FORMAT] [--json]";
 
 const OPTIONS = {
   ...MODEL_OPTIONS,
@@ -26,6 +26,7 @@ const OPTIONS = {
   /** Each document is pinned and its question asked of that. */
   pinned: "boolean",
   bits: "integer",
+  sparsity: "number",
   svg: "string",
   json: "boolean",
 } as const;
@@ -35,8 +36,10 @@ export async function evalNeedle(args: readonly string[], signal: AbortSignal): 
   const tasks = options.tasks?.split(",").map(checkedTask);
   const lengths = options.lengths === undefined ? undefined : integerList("lengths", options.lengths, 1);
   const depths = options.depths === undefined ? undefined : integerList("depths", options.depths, 0);
-  if (options.bits !== undefined && !options.pinned) throw new UsageError("--bits goes with --pinned");
-  const pinned = options.pinned ? { bits: options.bits as PinBits | undefined } : undefined; // checked by pin
+  const { bits, sparsity } = options;
+  for (const [name, value] of Object.entries({ bits, sparsity }))
+    if (value !== undefined && !options.pinned) throw new UsageError(`--${name} goes with --pinned`);
+  const pinned = options.pinned ? { bits: bits as PinBits | undefined, sparsity } : undefined; // checked by pin
 
   await using model = await loadArgument(positionals[0]!, options, signal);
   const bar = new ProgressBar();

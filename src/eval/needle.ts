@@ -26,7 +26,7 @@ export interface NeedleOptions {
 }
 
 /** How documents are pinned. */
-export type NeedlePinning = Pick<PinOptions, "bits">;
+export type NeedlePinning = Pick<PinOptions, "bits" | "sparsity">;
 
 /** One answer. */
 export interface NeedleAnswer {

@@ -177,6 +177,13 @@ describe("inlay eval --needle", () => {
     ["a length over the context", ["--needle", "--lengths", "4096"], 1, /length is 4096.*from 256 to/],
     ["a depth over 100 %", ["--needle", "--depths", "101"], 1, /depth is 1.01/],
     ["bits of what is not pinned", ["--needle", "--bits", "4"], 2, /--bits goes with --pinned/],
+    [
+      "a sparsity of what is not pinned",
+      ["--needle", "--sparsity", "0.9"],
+      2,
+      /--sparsity goes with --pinned/,
+    ],
+    ["a sparsity of 1", ["--needle", "--pinned", "--sparsity", "1"], 1, /sparsity is 1/],
     ["bits that there are not", ["--needle", "--pinned", "--bits", "3"], 1, /bits is 3/],
     ["no case at all", ["--needle", "--count", "0"], 1, /count is 0/],
   ];
