@@ -48,7 +48,7 @@ export interface PinOptions extends OpenPinnedOptions {
   /**
    * Stores text, tokens, keys and values encrypted (AES-GCM), with a key of this origin that no script can read. Still to be
    * seen are the id, the model's name, sizes and times: what `list` tells.
-   * @default false
+   * @default as `on`, else false
    */
   encrypt?: boolean | undefined;
 }
@@ -178,7 +178,7 @@ export async function pin(
     throw invalidOption("on", on, "an open pinned prompt, as model.pin and model.pinned.open give it");
   const raw = options.raw === undefined ? undefined : checkBoolean("raw", options.raw);
   const bits = options.bits === undefined ? undefined : checkBits(options.bits);
-  const encrypt = checkBoolean("encrypt", options.encrypt ?? false);
+  const encrypt = checkBoolean("encrypt", options.encrypt ?? on?.info.encrypted ?? false);
   const content = contentOf(input, raw, on?.info.raw ?? !hasChatTemplate);
   requestPersistence();
   return openPinned(client, options, (signal) =>
