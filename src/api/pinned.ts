@@ -55,7 +55,7 @@ export interface PinOptions extends OpenPinnedOptions {
   /**
    * Stores text, tokens, keys and values encrypted (AES-GCM), with a key of this origin that no script can read. Still to be
    * seen are the id, the model's name, sizes and times: what `list` tells.
-   * @default false
+   * @default as `on`, else false
    */
   encrypt?: boolean | undefined;
   /**
@@ -215,7 +215,7 @@ export async function pin(
     options.maxMissingMass === undefined
       ? undefined
       : checkNumber("maxMissingMass", options.maxMissingMass, { min: 0, aboveMin: true, max: 1 });
-  const encrypt = checkBoolean("encrypt", options.encrypt ?? false);
+  const encrypt = checkBoolean("encrypt", options.encrypt ?? on?.info.encrypted ?? false);
   const content = contentOf(input, raw, on?.info.raw ?? !hasChatTemplate);
   const request = { id, content, bits, sparsity, maxMissing, encrypt, on: on?.key };
   requestPersistence();

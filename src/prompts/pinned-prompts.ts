@@ -88,6 +88,12 @@ export class PinnedPrompts {
     const content = base ? joinContent(base.manifest.id, base.content, request.content) : request.content;
     const ids = this.host.encode(pinnedPrompt(content));
     if (base) assertContinues(base.manifest.id, base.ids, ids, (part) => this.host.decode(part));
+    if (ids.length === base?.ids.length)
+      throw new InlayError(
+        "invalid-option",
+        `nothing is to be pinned on the prompt ${JSON.stringify(base.manifest.id)}; there must be at least one token`,
+        { option: "on", id: base.manifest.id },
+      );
     checkFits(ids.length, this.host.contextLength);
     const draft = this.#draft(
       id,

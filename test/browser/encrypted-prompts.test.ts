@@ -85,6 +85,9 @@ describe("encrypted prompts", function () {
     const file = await reloaded.pinned.export("diary", { decrypt: true });
     const imported = await reloaded.pinned.import(file, { encrypt: true });
     assert.isTrue(imported.info.encrypted);
+    const more = await reloaded.pin([{ role: "user", content: "And?" }], { id: "more", on: imported });
+    assert.isTrue(more.info.encrypted, "what is pinned on a secret has it too");
+    assert.isTrue(await reloaded.pinned.delete("more"));
     await reloaded.dispose();
   });
 

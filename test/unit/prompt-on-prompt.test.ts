@@ -192,6 +192,11 @@ describe("a prompt pinned on another", () => {
       on(CHAT),
       inlayError("invalid-option", /"first" was pinned as raw text; pin raw text on it/),
     );
+    const nothing = { kind: "text", text: "" } as const;
+    await assert.rejects(
+      on(nothing),
+      inlayError("invalid-option", /nothing is to be pinned on the prompt "first"/),
+    );
     assert.equal(engine.memory().kv, kv);
     await engine.pinned.close(base.key);
     await assert.rejects(on(SECOND), inlayError("disposed", /closed or deleted/));
