@@ -8,11 +8,11 @@ import { DensePolicy } from "../attention/dense.ts";
 import type { AttentionShape, Budget, SelectionPolicy } from "../attention/policy.ts";
 import { AttentionTally } from "../attention/tally.ts";
 import { WindowPolicy } from "../attention/window.ts";
-import type { AttentionOps, UnselectedCall } from "../backend/backend.ts";
+import type { AttentionOps } from "../backend/backend.ts";
 import type { WasmOps } from "../backend/wasm/wasm-ops.ts";
-import type { PagedCache } from "../kv/paged-cache.ts";
-import { type AttentionPlan, PageSelector } from "../model/select-pages.ts";
-import { MadeUpText, type Rows } from "./made-up-text.ts";
+import type { AttentionPlan } from "../model/select-pages.ts";
+import { MadeUpText } from "./made-up-text.ts";
+import { timedCall, zeros } from "./timed-call.ts";
 
 /** What is measured where. */
 export interface SparseMeasurement {
@@ -68,7 +68,7 @@ export async function measureSparse(m: SparseMeasurement): Promise<SparseTimes> 
     for (let call = 0; call < nCalls; call++) {
       const qLen = Math.min(chunk, length - cache.nTokens);
       using rows = text.next(ops, qLen);
-      const run = (plan: AttentionPlan, commits = false) => runCall(m, cache, plan, rows, commits);
+      const run = (plan: AttentionPlan, commits = false) => timedCall(m, cache, plan, rows, BLOCK, commits);
       // The middle one of every `step` calls stands for all of them: the cost grows with the position.
       if (call % step === step >> 1) {
         if (nTimed === 0) for (const plan of [plans.dense, plans.sparse]) await run(plan);
@@ -94,32 +94,4 @@ export async function measureSparse(m: SparseMeasurement): Promise<SparseTimes> 
     attention: whole(sums.attention),
     keysRead: tally.fraction ?? 1,
   };
-}
-
-/** Runs one call; the cache is left as it was unless it commits. Returns milliseconds. */
-async function runCall(
-  { ops, attention, shape }: SparseMeasurement,
-  cache: PagedCache,
-  plan: AttentionPlan,
-  { q, k, v }: Rows,
-  commits: boolean,
-): Promise<{ selection: number; attention: number }> {
-  const blocks = { qStart: cache.nTokens, qLen: q.nTokens, blockSize: BLOCK };
-  const call: UnselectedCall = { layer: 0, q, k, v, cache, blocks, scale: shape.headDim ** -0.5 };
-  cache.reserve(q.nTokens);
-  const start = performance.now();
-  using selector = new PageSelector(ops, attention, shape, plan, cache, blocks);
-  selector.beforeRope(0, k);
-  const selections = await selector.select(call);
-  const selected = performance.now();
-  using _out = await attention.attend({ ...call, selections });
-  const end = performance.now();
-  await selector.collect();
-  if (commits) cache.commit(q.nTokens);
-  else cache.truncate(cache.nTokens);
-  return { selection: selected - start, attention: end - selected };
-}
-
-function zeros(n: number): number[] {
-  return new Array<number>(n).fill(0);
 }

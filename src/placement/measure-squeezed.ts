@@ -9,17 +9,18 @@ import { bitCount } from "../attention/page-rows.ts";
 import type { AttentionShape, Selection } from "../attention/policy.ts";
 import { SqueezedPrefix } from "../attention/squeezed-prefix.ts";
 import { WindowPolicy } from "../attention/window.ts";
-import type { AttentionOps, UnselectedCall } from "../backend/backend.ts";
+import type { AttentionOps } from "../backend/backend.ts";
 import { PageConverter } from "../backend/wasm/page-converter.ts";
 import type { WasmOps } from "../backend/wasm/wasm-ops.ts";
 import { Checkpoint } from "../engine/yielding.ts";
 import { PAGE_TOKENS } from "../kv/page.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
 import type { QuantizedFormat } from "../kv/quantize.ts";
-import { type AttentionPlan, PageSelector } from "../model/select-pages.ts";
+import type { AttentionPlan } from "../model/select-pages.ts";
 import { type Squeezed, Squeezer } from "../prompts/squeeze.ts";
 import { CALIBRATION_TOKENS, type WindowQueries } from "../prompts/window-queries.ts";
-import { MadeUpText, type Rows } from "./made-up-text.ts";
+import { MadeUpText } from "./made-up-text.ts";
+import { timedCall, zeros } from "./timed-call.ts";
 
 /** What is measured where. */
 export interface SqueezedMeasurement {
@@ -92,7 +93,7 @@ export async function measureSqueezed(m: SqueezedMeasurement): Promise<SqueezedR
       return {
         variant,
         ...{ dense: zeros(rounds), selection: zeros(rounds), attention: zeros(rounds) },
-        prefix: squeezer.prefix({ nTokens: length, squeezed }, records)!,
+        prefix: squeezer.prefix({ nTokens: length }, squeezed, records),
         counts: { selected: 0, inPages: 0, all: 0 },
       };
     });
@@ -102,9 +103,9 @@ export async function measureSqueezed(m: SqueezedMeasurement): Promise<SqueezedR
       for (let round = 0; round < rounds; round++)
         for (const time of times) {
           cache.replaceCompanion(none);
-          const whole = await runCall(m, cache, dense, rows);
+          const whole = await timedCall(m, cache, dense, rows);
           cache.replaceCompanion(time.prefix);
-          const part = await runCall(m, cache, dense, rows);
+          const part = await timedCall(m, cache, dense, rows);
           time.dense[round]! += (whole.selection + whole.attention) / nTokens;
           time.selection[round]! += part.selection / nTokens;
           time.attention[round]! += part.attention / nTokens;
@@ -144,10 +145,10 @@ async function fill(
     const blocks = { qStart: cache.nTokens, qLen: n, blockSize: BLOCK };
     queries.observe({ layer: 0, q: rows.q.view, k: rows.k.view, blocks, selections: [] });
     if (prefillSeconds === undefined && cache.nTokens + n / 2 >= m.length / 2) {
-      const { attention } = await runCall(m, cache, dense, rows, BLOCK);
+      const { attention } = await timedCall(m, cache, dense, rows, BLOCK);
       prefillSeconds = ((attention / 1000) * m.length) / n;
     }
-    await runCall(m, cache, little, rows, BLOCK, true);
+    await timedCall(m, cache, little, rows, BLOCK, true);
   }
   return prefillSeconds ?? 0;
 }
@@ -160,30 +161,6 @@ async function squeeze(squeezer: Squeezer, cache: PagedCache, queries: WindowQue
   }
 }
 
-/** Runs one call; the cache is left as it was unless it commits. Returns milliseconds. */
-async function runCall(
-  { ops, attention, shape }: SqueezedMeasurement,
-  cache: PagedCache,
-  plan: AttentionPlan,
-  { q, k, v }: Rows,
-  blockSize = 1,
-  commits = false,
-): Promise<{ selection: number; attention: number; selections: Selection[] }> {
-  const blocks = { qStart: cache.nTokens, qLen: q.nTokens, blockSize };
-  const call: UnselectedCall = { layer: 0, q, k, v, cache, blocks, scale: shape.headDim ** -0.5 };
-  cache.reserve(q.nTokens);
-  const start = performance.now();
-  using selector = new PageSelector(ops, attention, shape, plan, cache, blocks);
-  const selections = await selector.select(call);
-  const selected = performance.now();
-  using _out = await attention.attend({ ...call, selections });
-  const end = performance.now();
-  await selector.collect();
-  if (commits) cache.commit(q.nTokens);
-  else cache.truncate(cache.nTokens);
-  return { selection: selected - start, attention: end - selected, selections };
-}
-
 function count(
   counts: { selected: number; inPages: number; all: number },
   { nKvHeads, page, mask }: Selection,
@@ -192,8 +169,4 @@ function count(
   counts.all += nKvHeads * length;
   counts.inPages += page.length * PAGE_TOKENS;
   for (const bits of mask ?? new Uint32Array(page.length).fill(0xffffffff)) counts.selected += bitCount(bits);
-}
-
-function zeros(n: number): number[] {
-  return new Array<number>(n).fill(0);
 }

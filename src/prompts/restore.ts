@@ -84,9 +84,10 @@ export async function* restore(
       const transfer = new PageTransfer(cache, manifest, host.pages);
       const features = featuresOf(host, manifest);
       if (features) cache.attach(features.features);
-      const clusters = await readChecked(prompt, firstSqueezedRecord(manifest), manifest.records.length);
-      const prefix = host.squeezer.prefix(manifest, clusters);
-      if (prefix) cache.attach(prefix);
+      if (manifest.squeezed) {
+        const clusters = await readChecked(prompt, firstSqueezedRecord(manifest), manifest.records.length);
+        cache.attach(host.squeezer.prefix(manifest, manifest.squeezed, clusters));
+      }
       const total = kvBytes(shape, nTokens);
       let loaded = 0;
       for (const record of kvRecords(shape, nTokens)) {

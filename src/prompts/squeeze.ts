@@ -63,9 +63,6 @@ export function estimatedClusterBytes({ nLayers, nKvHeads, headDim }: PromptShap
   return nLayers * nKvHeads * (SINK_ENTRIES + nTokens / CLUSTER_KEYS) * (2 * headDim + 6);
 }
 
-/** What of a manifest says how a prompt was clustered. */
-export type SqueezedPrompt = Pick<PromptManifest, "nTokens" | "squeezed">;
-
 /** What clustering made of a prompt. */
 export interface Squeezed {
   readonly info: SqueezedInfo;
@@ -170,8 +167,11 @@ export class Squeezer {
   }
 
   /** What a cache with the pages of such a prompt is to have beside it. `records`: of its clusters. */
-  prefix({ nTokens, squeezed }: SqueezedPrompt, records: readonly Bytes[]): SqueezedPrefix | undefined {
-    if (!squeezed) return undefined;
+  prefix(
+    { nTokens }: Pick<PromptManifest, "nTokens">,
+    squeezed: SqueezedInfo,
+    records: readonly Bytes[],
+  ): SqueezedPrefix {
     const index = this.index(nTokens, squeezed.layers, records);
     const { maxMissing, coarse } = squeezed;
     const thresholds = squeezed.thresholds.find(({ sparsity }) => sparsity === squeezed.sparsity)!;

@@ -38,8 +38,7 @@ export async function* prefilledRecords(
     yield bytes;
   }
   if (features) cache.replaceCompanion(features.features);
-  const prefix = host.squeezer.prefix(draft, clusters);
-  if (prefix) cache.replaceCompanion(prefix);
+  if (draft.squeezed) cache.replaceCompanion(host.squeezer.prefix(draft, draft.squeezed, clusters));
   yield* clusters;
 }
 

@@ -167,7 +167,10 @@ export class IdbPromptStore implements PromptStore {
 
   /** Removes what writers left behind that died. `entries`: if they have just been read. */
   #collectOnce(entries?: readonly PromptEntry[]): Promise<void> {
-    this.#collected ??= this.#collect(entries);
+    this.#collected ??= this.#collect(entries).catch((error: unknown) => {
+      this.#collected = undefined; // a store that answers again is to be used again
+      throw error;
+    });
     return this.#collected;
   }
 

@@ -2,8 +2,9 @@
 
 import { assert } from "chai";
 import { clear, createStore, entries, get, set, values } from "idb-keyval";
-import { InlayError, loadModel, type Model, type PinnedPrompt } from "/dist/inlay.js";
+import { loadModel, type Model, type PinnedPrompt } from "/dist/inlay.js";
 import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
+import { ask as askOf, rejection } from "./harness/pinned.ts";
 
 const bytes = tinyGguf("tiny-llama", { type: "Q8_0", seed: 8 });
 const DOCUMENT = "The diary says: nobody else may read this. ".repeat(8);
@@ -16,21 +17,7 @@ const keys = createStore("inlay-keys", "keys");
 
 const load = () => loadModel(bytes, { device: "wasm", contextLength: 512 });
 
-async function ask(model: Model, pinned: PinnedPrompt) {
-  const request = { messages: QUESTION, pinned, temperature: 0, max_tokens: 16 };
-  const { choices, usage } = await model.chat.completions.create(request);
-  return { text: choices[0]!.message.content, cached: usage.prompt_tokens_details.cached_tokens };
-}
-
-async function rejection(promise: Promise<unknown>): Promise<InlayError> {
-  try {
-    await promise;
-  } catch (error) {
-    assert.instanceOf(error, InlayError, String(error));
-    return error as InlayError;
-  }
-  return assert.fail("it did not reject");
-}
+const ask = (model: Model, pinned: PinnedPrompt) => askOf(model, pinned, QUESTION);
 
 /** Every byte and text in a stored value, one character a byte. */
 function flatten(value: unknown): string {

@@ -2,11 +2,12 @@
 
 import { assert } from "chai";
 import { createStore, entries, keys, set, values } from "idb-keyval";
-import { InlayError, loadModel, type Model, type PinnedPrompt } from "/dist/inlay.js";
+import { loadModel, type Model, type PinnedPrompt } from "/dist/inlay.js";
 import { PRESETS } from "../../tools/gguf/model.mjs";
 import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
 import { uniform } from "../fixtures/random.ts";
 import { browser, skip } from "./harness/index.ts";
+import { ask as askOf, rejection } from "./harness/pinned.ts";
 
 const bytes = tinyGguf("tiny-llama", { type: "Q8_0", seed: 8 });
 const DOCUMENT = "The handbook says: be kind, and be brief. ".repeat(8);
@@ -20,21 +21,7 @@ const pages = createStore("inlay-pages", "records");
 const workers: Worker[] = [];
 const BrowserWorker = globalThis.Worker;
 
-async function ask(model: Model, pinned: PinnedPrompt) {
-  const request = { messages: QUESTION, pinned, temperature: 0, max_tokens: 16 };
-  const { choices, usage } = await model.chat.completions.create(request);
-  return { text: choices[0]!.message.content, cached: usage.prompt_tokens_details.cached_tokens };
-}
-
-async function rejection(promise: Promise<unknown>): Promise<InlayError> {
-  try {
-    await promise;
-  } catch (error) {
-    assert.instanceOf(error, InlayError, String(error));
-    return error as InlayError;
-  }
-  return assert.fail("it did not reject");
-}
+const ask = (model: Model, pinned: PinnedPrompt) => askOf(model, pinned, QUESTION);
 
 /** Records that no prompt names. */
 async function orphans(): Promise<string[]> {

@@ -232,6 +232,7 @@ describe("the store of pinned prompts", () => {
     goOn();
     const impatient = new IdbPromptStore(200);
     const listing = impatient.list();
+    const getting = impatient.get("test/kept");
     try {
       await listing;
       assert.fail("it was read while another transaction wrote");
@@ -240,18 +241,26 @@ describe("the store of pinned prompts", () => {
       assert.equal((error as InlayError).code, "storage-failed");
       assert.match((error as InlayError).message, /IndexedDB has not answered for 0\.2 s/);
     }
+    assert.equal(await codeOf(getting), "storage-failed");
     isHeld = false;
     await ended;
     database.close();
     assert.deepEqual(await ids(impatient), ["kept"]);
+    assert.equal((await impatient.get("test/kept"))?.info.id, "kept");
   });
 
   it("once closed, has written what had begun and begins nothing more", async () => {
     const entry = await put(store, "touched");
     const closing = new IdbPromptStore();
     const writer = await closing.startWriting();
-    const written = writer.write(new Uint8Array(5 << 20)); // more than what one transaction waits for
+    let isWritten = false;
+    const written = writer.write(new Uint8Array(20 << 20)).then(() => {
+      isWritten = true;
+    });
     await closing.close();
+    // What waits for the transaction hears of it in the same turn.
+    for (let i = 0; i < 20; i++) await Promise.resolve();
+    assert.isTrue(isWritten, "it closed before what had begun was written");
     await written;
     assert.equal(await codeOf(closing.touch(entry)), "disposed");
     assert.equal(await codeOf(writer.commit(entry)), "disposed");

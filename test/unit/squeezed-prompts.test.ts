@@ -147,6 +147,51 @@ describe("a pinned prompt with a sparsity", () => {
     await engine.dispose();
   });
 
+  test("is encrypted with its clusters, and gives the same tokens", async () => {
+    const store = new MemoryPromptStore();
+    const engine = await load(store);
+    const plain = await pin(engine);
+    const expected = await answer(engine, plain.key);
+    const secret = await pin(engine, { id: "secret", encrypt: true });
+    const entry = (await store.list()).find(({ info }) => info.id === "secret")!;
+    await engine.dispose();
+    const again = await load(store);
+    const reopened = await opened(again.pinned.open("secret", never));
+    assert.equal(reopened.info.sparsity, secret.info.sparsity);
+    assert.deepEqual(await answer(again, reopened.key), expected);
+    await again.dispose();
+    // The last record is of clusters: its stored bytes are not those of the file in the clear.
+    const other = await load(store);
+    const file = await openPromptFile(await other.pinned.export("book", false));
+    const last = file.manifest.records.length - 1;
+    const [stored] = await store.read(entry, last, last + 1);
+    assert.equal(stored!.byteLength, file.manifest.records[last]!.byteLength + 28, "an IV and a tag");
+    await other.dispose();
+  });
+
+  test("is neither gone on from nor pinned on another, and nothing is lost by asking", async () => {
+    const engine = await load(new MemoryPromptStore());
+    const squeezed = await pin(engine);
+    const whole = await pin(engine, { id: "whole", sparsity: 0 });
+    const { kv } = engine.memory();
+    const more = { id: "more", content: { kind: "text", text: " and then" } } as const;
+    const refused = (message: RegExp) => (error: unknown) =>
+      error instanceof InlayError && error.code === "invalid-option" && message.test(error.message);
+    await assert.rejects(
+      pin(engine, { ...more, sparsity: 0, on: squeezed.key }),
+      refused(/"book" was pinned with a sparsity of 0\.8, and only those with sparsity: 0/),
+    );
+    await assert.rejects(
+      pin(engine, { ...more, sparsity: 0.5, on: whole.key }),
+      refused(/sparsity is 0\.5, and a prompt that goes on another one is read whole/),
+    );
+    assert.equal(engine.memory().kv, kv);
+    assert.deepEqual((await engine.pinned.list()).map(({ id }) => id).sort(), ["book", "whole"]);
+    const both = await pin(engine, { ...more, sparsity: 0, on: whole.key });
+    assert.equal(both.info.sparsity, 0);
+    await engine.dispose();
+  });
+
   test("is computed again for another sparsity, opened for the same", async () => {
     const store = new MemoryPromptStore();
     const first = await load(store);
