@@ -19,6 +19,7 @@ import { uniform } from "../test/fixtures/random.ts";
 import { sharedPath } from "../test/fixtures/shared.ts";
 import { densePlan, openTransformer } from "../test/fixtures/transformer.ts";
 import { instantiate } from "../test/fixtures/wasm.ts";
+import { klDivergence, logSoftmax } from "./distributions.ts";
 import { codeBeforeRope } from "./keys-before-rope.ts";
 import type { BenchResult } from "./report.ts";
 import type { Section } from "./section.ts";
@@ -124,12 +125,6 @@ export async function decodedLogprobs(
   return rows;
 }
 
-function logSoftmax(logits: Float32Array): Float64Array {
-  const max = logits.reduce((a, b) => Math.max(a, b), Number.NEGATIVE_INFINITY);
-  const logSum = Math.log(logits.reduce((sum, x) => sum + Math.exp(x - max), 0));
-  return Float64Array.from(logits, (x) => x - max - logSum);
-}
-
 /** Compares formats over the passages. */
 export async function measureKvQuality(
   bytes: Uint8Array<ArrayBuffer>,
@@ -146,7 +141,7 @@ export async function measureKvQuality(
       for (let t = 0; t + 1 < ids.length; t++) {
         if (settledPages(t) < 2) continue;
         const [p, q] = [exact[t]!, rows[t]!];
-        const kl = p.reduce((total, logP, i) => total + Math.exp(logP) * (logP - q[i]!), 0);
+        const kl = klDivergence(p, q);
         sum.n++;
         sum.kl += kl;
         sum.klMax = Math.max(sum.klMax, kl);

@@ -37,6 +37,7 @@ import { type BenchContext, isAskedFor, type Section } from "./section.ts";
 import { sizes } from "./sizes.ts";
 import { sparseAttention } from "./sparse-attention.ts";
 import { squeezed } from "./squeezed.ts";
+import { squeezedQuality } from "./squeezed-quality.ts";
 
 const SECTIONS: readonly Section[] = [
   peers,
@@ -44,6 +45,7 @@ const SECTIONS: readonly Section[] = [
   busyCore,
   sparseAttention,
   squeezed,
+  squeezedQuality,
   loading,
   sizes,
   kvQuality,

@@ -151,8 +151,8 @@ INLAY_EXPORT(cluster_key_rows) int cluster_key_rows(const ClusterCall* call) { r
 
 INLAY_EXPORT(cluster_mean_rows)
 void cluster_mean_rows(const float* keys, int head_dim, const uint32_t* order, const uint32_t* ends, int n_clusters,
-                       float* means) {
-  cluster_means(keys, head_dim, order, ends, n_clusters, means);
+                       float* means, float* spreads) {
+  cluster_means(keys, head_dim, order, ends, n_clusters, means, spreads);
 }
 
 INLAY_EXPORT(cluster_scores) int cluster_scores(const ScoreCall* call) { return score_clusters(*call); }

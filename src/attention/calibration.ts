@@ -16,6 +16,7 @@ export class Calibration {
   readonly #value = new Float32Array(1);
   readonly #bits = new Uint32Array(this.#value.buffer);
   #total = 0;
+  #nForced = 0;
   #isFinite = true;
 
   /** Counts `nKeys` keys whose estimated probability is `sigma`. */
@@ -27,15 +28,21 @@ export class Calibration {
     this.#total += nKeys;
   }
 
+  /** Counts `nKeys` keys that are read whatever their estimate is. */
+  addForced(nKeys: number): void {
+    this.#nForced += nKeys;
+    this.#total += nKeys;
+  }
+
   /**
-   * The threshold above which `1 - sparsity` of the keys lie, at least; NaN if an estimate was not a number, or there was none.
+   * The threshold above which `1 - sparsity` of the keys lie, at least, or are read anyway; NaN if an estimate was not a number, or there was none.
    * It is above 0: keys without any probability may be left out at every sparsity but 0, where it is negative.
    */
   threshold(sparsity: number): number {
     if (!this.#isFinite || this.#total === 0) return Number.NaN;
     if (sparsity === 0) return -1;
     const wanted = (1 - sparsity) * this.#total;
-    let kept = 0;
+    let kept = this.#nForced;
     for (let bucket = this.#histogram.length - 1; bucket > 0; bucket--) {
       kept += this.#histogram[bucket]!;
       if (kept < wanted) continue;

@@ -13,6 +13,8 @@ export interface HeadClusters {
   readonly ends: Uint32Array;
   /** (nEntries, headDim): means of the entries' keys. */
   readonly centroids: Float32Array;
+  /** (nEntries): variance of the entries' keys, mean over channels; 0 of single keys. */
+  readonly spreads: Float32Array;
   /** (nCoarse): coarse cluster i is clusters [coarseEnds[i - 1], coarseEnds[i]), counted from the first after the sinks. */
   readonly coarseEnds: Uint32Array;
 }
@@ -37,11 +39,15 @@ export function entryCounts({ ends }: HeadClusters): Float32Array {
   return Float32Array.from(ends, (end, e) => end - (e === 0 ? 0 : ends[e - 1]!));
 }
 
-/** Entries of the coarse level: the sinks, and each coarse cluster's mean of its clusters' centroids. */
-export function coarseEntries({ ends, centroids, coarseEnds }: HeadClusters, headDim: number): HeadClusters {
+/** Entries of the coarse level: the sinks, and each coarse cluster's mean of its clusters' centroids, its clusters counted alike. */
+export function coarseEntries(
+  { ends, centroids, spreads, coarseEnds }: HeadClusters,
+  headDim: number,
+): HeadClusters {
   const nEntries = SINK_ENTRIES + coarseEnds.length;
   const coarse = new Float32Array(nEntries * headDim);
   coarse.set(centroids.subarray(0, SINK_ENTRIES * headDim));
+  const coarseSpreads = new Float32Array(nEntries);
   const slotEnds = new Uint32Array(nEntries);
   slotEnds.set(ends.subarray(0, SINK_ENTRIES));
   for (const [i, end] of coarseEnds.entries()) {
@@ -50,9 +56,14 @@ export function coarseEntries({ ends, centroids, coarseEnds }: HeadClusters, hea
     const mean = coarse.subarray((SINK_ENTRIES + i) * headDim, (SINK_ENTRIES + i + 1) * headDim);
     for (let e = from; e < to; e++)
       for (let c = 0; c < headDim; c++) mean[c]! += centroids[e * headDim + c]! / (to - from);
+    let square = 0;
+    for (let at = from * headDim; at < to * headDim; at++)
+      square += (centroids[at]! - mean[at % headDim]!) ** 2 / headDim;
+    for (let e = from; e < to; e++) square += spreads[e]!;
+    coarseSpreads[SINK_ENTRIES + i] = square / (to - from);
     slotEnds[SINK_ENTRIES + i] = ends[to - 1]!;
   }
-  return { ends: slotEnds, centroids: coarse, coarseEnds: new Uint32Array(0) };
+  return { ends: slotEnds, centroids: coarse, spreads: coarseSpreads, coarseEnds: new Uint32Array(0) };
 }
 
 /** Share of the clustered keys that the largest cluster has, over all layers and heads. */

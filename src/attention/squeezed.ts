@@ -1,13 +1,14 @@
 /**
  * Squeezed Attention (Hooper et al. 2024, arXiv:2411.09688; algorithms.md B): queries after a pinned prompt read those
- * clusters of its keys whose estimated probability per key is above a threshold, and all of its sinks, of its observation
- * window, and of what follows it.
+ * clusters of its keys whose estimated probability per key is above a threshold, the best of each head in any case
+ * (best-clusters.ts), and all of its sinks, of its observation window, and of what follows it.
  *
  * One threshold serves all layers and heads: where attention is peaked few keys are read, where it is flat many. It was
  * calibrated so that a given share of the keys is left out; see calibration.ts.
  */
 
 import { WINDOW_TOKENS } from "../kv/quantize.ts";
+import { BestClusters } from "./best-clusters.ts";
 import { type ClusterIndex, entryCounts, SINK_ENTRIES } from "./cluster-index.ts";
 import { DensePolicy } from "./dense.ts";
 import { PageRows } from "./page-rows.ts";
@@ -44,6 +45,13 @@ export interface SqueezedOptions {
    * 0 < maxMissing <= 1.
    */
   readonly maxMissing: number;
+  /** Share of the clustered keys that a KV head reads for a block at least: its best clusters. 0 <= leastRead < 1. */
+  readonly leastRead: number;
+}
+
+/** See SqueezedOptions.leastRead: half of what is read on average. More would take too much from heads whose attention is flat. */
+export function leastRead(sparsity: number): number {
+  return (1 - sparsity) / 2;
 }
 
 /** Queries of a block when several are read at once: the mean over more would hide what one of them is looking for. */
@@ -62,6 +70,7 @@ export class SqueezedPolicy implements SelectionPolicy {
   readonly phases = ["prefill", "decode"] as const;
   readonly lookahead = false;
   readonly #dense: DensePolicy;
+  readonly #best = new BestClusters();
   /** (layer, KV head): keys of each entry. */
   readonly #counts: readonly (readonly Float32Array[] | undefined)[];
 
@@ -96,7 +105,7 @@ export class SqueezedPolicy implements SelectionPolicy {
     return [{ ...selection, missing: missing / (heads.length * nBlocks) }];
   }
 
-  /** Adds the clusters above the threshold, neighbouring ones as one run; returns the estimated probability of all that is kept. */
+  /** Adds the clusters above the threshold and the head's best, neighbouring ones as one run; returns the estimated probability of all that is kept. */
   #addClusters(
     rows: PageRows,
     { sigma, stride, starts, blockQueries }: ClusterScores,
@@ -105,15 +114,19 @@ export class SqueezedPolicy implements SelectionPolicy {
     ends: Uint32Array,
     counts: Float32Array,
   ): number {
-    const threshold = thresholdOf(this.options.thresholds, blockQueries);
+    const { thresholds, leastRead } = this.options;
+    const threshold = thresholdOf(thresholds, blockQueries);
     const at = b * stride + starts[h]!;
+    const n = ends.length;
+    const floor = leastRead * (ends[n - 1]! - SINK_ENTRIES);
+    const least = this.#best.least(sigma, at, counts, [SINK_ENTRIES, n], floor);
+    const isRead = (e: number) => sigma[at + e]! > threshold || sigma[at + e]! >= least;
     let kept = 0;
     for (let e = 0; e < SINK_ENTRIES; e++) kept += sigma[at + e]!;
-    const n = ends.length;
     for (let e = SINK_ENTRIES; e < n; e++) {
-      if (!(sigma[at + e]! > threshold)) continue;
+      if (!isRead(e)) continue;
       const from = ends[e - 1]!;
-      for (; e < n && sigma[at + e]! > threshold; e++) kept += counts[e]! * sigma[at + e]!;
+      for (; e < n && isRead(e); e++) kept += counts[e]! * sigma[at + e]!;
       rows.add(from, ends[e - 1]!);
     }
     return kept;

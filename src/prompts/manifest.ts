@@ -19,7 +19,7 @@ import {
 import { isSqueezedInfo, type SqueezedInfo, squeezedRecordBytes } from "./squeezed-info.ts";
 
 /** Of manifest and records together; another number cannot be read. */
-export const FORMAT_VERSION = 2;
+export const FORMAT_VERSION = 3;
 
 /** Where a record would be larger than this, a layer is cut into more of them. */
 const RECORD_BYTES = 1 << 20;

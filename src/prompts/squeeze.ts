@@ -7,6 +7,7 @@
  * Layers with a sliding window stay as they are: they read little as it is, and must tell positions apart.
  */
 
+import { BestClusters } from "../attention/best-clusters.ts";
 import { Calibration } from "../attention/calibration.ts";
 import {
   type ClusterIndex,
@@ -17,7 +18,7 @@ import {
   SINK_ENTRIES,
 } from "../attention/cluster-index.ts";
 import type { AttentionShape, ClusterScores } from "../attention/policy.ts";
-import { SQUEEZED_BLOCK, SqueezedPolicy } from "../attention/squeezed.ts";
+import { leastRead, SQUEEZED_BLOCK, SqueezedPolicy } from "../attention/squeezed.ts";
 import { SqueezedPrefix } from "../attention/squeezed-prefix.ts";
 import { WasmClusterScorer } from "../backend/wasm/cluster-scorer.ts";
 import { KeyClusters, type KeyClustersResult } from "../backend/wasm/key-clusters.ts";
@@ -60,7 +61,7 @@ export interface SqueezeRequest {
 
 /** Bytes of the clusters' records of a prompt, about. */
 export function estimatedClusterBytes({ nLayers, nKvHeads, headDim }: PromptShape, nTokens: number): number {
-  return nLayers * nKvHeads * (SINK_ENTRIES + nTokens / CLUSTER_KEYS) * (2 * headDim + 6);
+  return nLayers * nKvHeads * (SINK_ENTRIES + nTokens / CLUSTER_KEYS) * (2 * headDim + 10);
 }
 
 /** What clustering made of a prompt. */
@@ -132,8 +133,14 @@ export class Squeezer {
     const { shape, scale } = this;
     const scorer = new WasmClusterScorer(this.wasm, index);
     try {
-      const collect = (blockSize: number, level: "fine" | "coarse", coarse?: number): Calibration => {
-        const calibration = new Calibration();
+      /** Estimates of the calibration queries for each of `floors`, shares of the keys that are read anyway. */
+      const collect = (
+        blockSize: number,
+        level: "fine" | "coarse",
+        floors: readonly number[],
+        coarse?: number,
+      ): Calibration[] => {
+        const calibrations = floors.map((floor) => ({ floor, calibration: new Calibration() }));
         const blocks = { qStart: nTokens - CALIBRATION_TOKENS, qLen: CALIBRATION_TOKENS, blockSize };
         for (const [layer, heads] of index.layers.entries()) {
           if (!heads) continue;
@@ -141,25 +148,23 @@ export class Squeezer {
           const entries = level === "fine" ? heads : heads.map((head) => coarseEntries(head, index.headDim));
           const scores =
             coarse === undefined ? scorer[level](layer, asked) : scorer.twoLevel(layer, asked, coarse);
-          addScores(calibration, scores!, entries);
+          for (const { floor, calibration } of calibrations) addScores(calibration, scores!, entries, floor);
         }
-        return calibration;
+        return calibrations.map(({ calibration }) => calibration);
       };
       const sizes = [1, SQUEEZED_BLOCK];
-      const [query, block] = isTwoLevel
-        ? sizes.map((blockSize) =>
-            finite(collect(blockSize, "coarse").threshold(COARSE_SPARSITY), COARSE_SPARSITY),
-          )
+      const coarse = isTwoLevel
+        ? sizes.map((blockSize) => finite(collect(blockSize, "coarse", [0])[0]!, COARSE_SPARSITY))
         : [];
-      const fine = sizes.map((blockSize, i) => collect(blockSize, "fine", [query, block][i]));
+      const floors = sparsities.map(leastRead);
+      const [ofQuery, ofBlock] = sizes.map((blockSize, i) =>
+        collect(blockSize, "fine", floors, coarse[i]).map((calibration, j) =>
+          finite(calibration, sparsities[j]!),
+        ),
+      );
       return {
-        thresholds: sparsities.map((sparsity) => {
-          const [ofQuery, ofBlock] = fine.map((calibration) =>
-            finite(calibration.threshold(sparsity), sparsity),
-          );
-          return { sparsity, query: ofQuery!, block: ofBlock! };
-        }),
-        coarse: isTwoLevel ? { query: query!, block: block! } : null,
+        thresholds: sparsities.map((sparsity, j) => ({ sparsity, query: ofQuery![j]!, block: ofBlock![j]! })),
+        coarse: isTwoLevel ? { query: coarse[0]!, block: coarse[1]! } : null,
       };
     } finally {
       scorer.dispose();
@@ -178,6 +183,7 @@ export class Squeezer {
     const policy = new SqueezedPolicy(this.shape, index, {
       thresholds,
       maxMissing,
+      leastRead: leastRead(squeezed.sparsity),
       coarse: coarse ?? undefined,
     });
     return new SqueezedPrefix({ nTokens, policy, scorer: new WasmClusterScorer(this.wasm, index), users: 0 });
@@ -243,16 +249,25 @@ export class Squeezer {
   }
 }
 
-/** Counts the clusters' estimates of every block, the sinks' not: they are read whatever theirs are. */
+/** Counts the clusters' estimates of every block, the sinks' not: they are read whatever theirs are, as is a share `floor`. */
 function addScores(
   calibration: Calibration,
   { sigma, stride, starts }: ClusterScores,
   heads: LayerClusters,
+  floor: number,
 ): void {
+  const best = new BestClusters();
   for (const [h, head] of heads.entries()) {
     const counts = entryCounts(head);
-    for (let at = starts[h]!; at < sigma.length; at += stride)
-      for (let e = SINK_ENTRIES; e < counts.length; e++) calibration.add(sigma[at + e]!, counts[e]!);
+    const n = counts.length;
+    const nForced = floor * (head.ends[n - 1]! - SINK_ENTRIES);
+    for (let at = starts[h]!; at < sigma.length; at += stride) {
+      const least = best.least(sigma, at, counts, [SINK_ENTRIES, n], nForced);
+      for (let e = SINK_ENTRIES; e < n; e++) {
+        if (sigma[at + e]! >= least) calibration.addForced(counts[e]!);
+        else calibration.add(sigma[at + e]!, counts[e]!);
+      }
+    }
   }
 }
 
@@ -292,17 +307,23 @@ class HeadPages {
 }
 
 /** The entries of a KV head: the sink page's keys, then its clusters. */
-function withSinks({ ends, coarseEnds, means }: KeyClustersResult, sinkKeys: Float32Array): HeadClusters {
+function withSinks(
+  { ends, coarseEnds, means, spreads }: KeyClustersResult,
+  sinkKeys: Float32Array,
+): HeadClusters {
   const all = new Uint32Array(SINK_ENTRIES + ends.length);
   for (let e = 0; e < SINK_ENTRIES; e++) all[e] = e + 1;
   for (const [c, end] of ends.entries()) all[SINK_ENTRIES + c] = SINK_ENTRIES + end;
   const centroids = new Float32Array(sinkKeys.length + means.length);
   centroids.set(sinkKeys);
   centroids.set(means, sinkKeys.length);
-  return { ends: all, coarseEnds, centroids };
+  const allSpreads = new Float32Array(all.length);
+  allSpreads.set(spreads, SINK_ENTRIES);
+  return { ends: all, coarseEnds, centroids, spreads: allSpreads };
 }
 
-function finite(threshold: number, sparsity: number): number {
+function finite(calibration: Calibration, sparsity: number): number {
+  const threshold = calibration.threshold(sparsity);
   if (Number.isFinite(threshold)) return threshold;
   throw new InlayError(
     "invalid-model",

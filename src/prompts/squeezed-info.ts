@@ -37,7 +37,7 @@ export function clusteredEnd(nTokens: number): number {
 export function squeezedRecordBytes(info: SqueezedInfo | null, headDim: number): number[] {
   const clustered = (info?.layers ?? []).filter((heads) => heads.length > 0);
   return clustered.map((heads) =>
-    heads.reduce((sum, { entries, coarse }) => sum + 4 * (entries + coarse) + 2 * entries * headDim, 0),
+    heads.reduce((sum, { entries, coarse }) => sum + 4 * (2 * entries + coarse) + 2 * entries * headDim, 0),
   );
 }
 

@@ -2,9 +2,9 @@
  * The clusters of a stored prompt: the records that follow those of its pages, one for each layer that is clustered. Per
  * KV head:
  *
- *     u32 ends (nEntries) · u32 coarse ends (nCoarse) · f16 centroids (nEntries, headDim)     little-endian
+ *     u32 ends (nEntries) · u32 coarse ends (nCoarse) · f32 spreads (nEntries) · f16 centroids (nEntries, headDim)
  *
- * in the order of src/attention/cluster-index.ts. Such a prompt's pages lie in the order of its clusters, each layer's and KV
+ * little-endian, in the order of src/attention/cluster-index.ts. Such a prompt's pages lie in the order of its clusters, each layer's and KV
  * head's own.
  */
 
@@ -18,9 +18,10 @@ type Bytes = Uint8Array<ArrayBuffer>;
 
 /** The record of a layer. Throws `invalid-model` for a centroid that is not finite or too large for f16. */
 export function encodeClusters(heads: LayerClusters, headDim: number, converter: PageConverter): Bytes {
-  const parts = heads.flatMap(({ ends, coarseEnds, centroids }) => [
+  const parts = heads.flatMap(({ ends, coarseEnds, centroids, spreads }) => [
     bytesOf(ends),
     bytesOf(coarseEnds),
+    bytesOf(spreads),
     converter
       .convert(paddedPages(bytesOf(centroids), 4 * headDim), "f32", "f16")
       .subarray(0, 2 * centroids.length),
@@ -50,12 +51,19 @@ export function decodeClusters(
   return sizes.map(({ entries, coarse }): HeadClusters => {
     const ends = words(entries);
     const coarseEnds = words(coarse);
+    const spreads = new Float32Array(take(4 * entries).buffer);
     const half = paddedPages(take(2 * entries * headDim), 2 * headDim);
     const centroids = new Float32Array(converter.convert(half, "f16", "f32").buffer, 0, entries * headDim);
+    const areSpreads = spreads.every((x) => x >= 0 && x < Infinity);
     const areSinks = ends.subarray(0, SINK_ENTRIES).every((end, e) => end === e + 1);
-    if (!areSinks || !covers(ends, clusteredEnd(nTokens)) || !covers(coarseEnds, entries - SINK_ENTRIES))
+    if (
+      !areSpreads ||
+      !areSinks ||
+      !covers(ends, clusteredEnd(nTokens)) ||
+      !covers(coarseEnds, entries - SINK_ENTRIES)
+    )
       throw damaged("the clusters of the pinned prompt do not fit its tokens", { nTokens, entries, coarse });
-    return { ends, coarseEnds, centroids };
+    return { ends, coarseEnds, centroids, spreads };
   });
 }
 

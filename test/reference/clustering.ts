@@ -8,6 +8,8 @@ export interface ScoreInput {
   readonly q: ArrayLike<number>;
   /** Per KV head, (nEntries, headDim). */
   readonly centroids: readonly ArrayLike<number>[];
+  /** Per KV head, variance of each entry's keys. */
+  readonly spreads: readonly ArrayLike<number>[];
   /** Per KV head, keys of each entry; 0: it is not there. */
   readonly counts: readonly ArrayLike<number>[];
   readonly nHeads: number;
@@ -19,7 +21,7 @@ export interface ScoreInput {
 
 /** sigma[block][kvHead][entry]: estimated probability of one key of an entry, mean over the block's queries and the group's heads. */
 export function clusterScores(input: ScoreInput): number[][][] {
-  const { q, centroids, counts, nHeads, headDim, blockSize, scale, softcap } = input;
+  const { q, centroids, spreads, counts, nHeads, headDim, blockSize, scale, softcap } = input;
   const nTokens = q.length / (nHeads * headDim);
   const group = nHeads / centroids.length;
   return Array.from({ length: Math.ceil(nTokens / blockSize) }, (_, b) =>
@@ -31,10 +33,14 @@ export function clusterScores(input: ScoreInput): number[][][] {
         for (const head of range(h * group, (h + 1) * group)) {
           const x = range(0, nEntries).map((e) => {
             if (counts[h]![e] === 0) return -Infinity;
-            let dot = 0;
-            for (let c = 0; c < headDim; c++)
-              dot += q[(token * nHeads + head) * headDim + c]! * entries[e * headDim + c]!;
-            return softcap ? softcap * Math.tanh((dot * scale) / softcap) : dot * scale;
+            let [dot, square] = [0, 0];
+            for (let c = 0; c < headDim; c++) {
+              const qc = q[(token * nHeads + head) * headDim + c]!;
+              dot += qc * entries[e * headDim + c]!;
+              square += qc * qc;
+            }
+            const logit = dot * scale + 0.25 * scale ** 2 * square * spreads[h]![e]!;
+            return softcap ? softcap * Math.tanh(logit / softcap) : logit;
           });
           const max = Math.max(...x);
           const total = x.reduce((sum, xe, e) => sum + counts[h]![e]! * Math.exp(xe - max), 0);

@@ -7,7 +7,12 @@ import { type ClusterIndex, entryCounts, SINK_ENTRIES } from "../../src/attentio
 import { DensePolicy } from "../../src/attention/dense.ts";
 import { assertSelection } from "../../src/attention/invariants.ts";
 import type { QueryBlocks, Selection } from "../../src/attention/policy.ts";
-import { SQUEEZED_BUDGET, type SqueezedOptions, SqueezedPolicy } from "../../src/attention/squeezed.ts";
+import {
+  leastRead,
+  SQUEEZED_BUDGET,
+  type SqueezedOptions,
+  SqueezedPolicy,
+} from "../../src/attention/squeezed.ts";
 import { WasmClusterScorer } from "../../src/backend/wasm/cluster-scorer.ts";
 import { PageConverter } from "../../src/backend/wasm/page-converter.ts";
 import { WasmOps } from "../../src/backend/wasm/wasm-ops.ts";
@@ -46,6 +51,9 @@ const CASE: AttentionCase = {
 };
 const SHAPE = { nLayers: 1, nHeads: 6, nKvHeads: 2, headDim: 16, window: [undefined] };
 const SCALE = 16 ** -0.5;
+/** Keys that are neither sinks nor in the window. */
+const CLUSTERED = clusteredEnd(PROMPT) - SINK_ENTRIES;
+const isClustered = (token: number) => token >= SINK_ENTRIES && token < SINK_ENTRIES + CLUSTERED;
 const HALF: SqueezeRequest = { sparsity: 0.5, maxMissing: 1 };
 
 const variant = cannotRun("relaxed") ? "simd" : "relaxed";
@@ -98,6 +106,7 @@ const policyOf = (index: ClusterIndex, threshold: number, rest: Partial<Squeezed
   new SqueezedPolicy(SHAPE, index, {
     thresholds: { query: threshold, block: threshold },
     maxMissing: 1,
+    leastRead: 0,
     ...rest,
   });
 
@@ -200,15 +209,18 @@ describe("squeezed attention", () => {
     ] as const)
       for (const calibrated of squeezed.info.thresholds) {
         const blocks = { qStart: PROMPT - CALIBRATION_TOKENS, qLen: CALIBRATION_TOKENS, blockSize };
-        const { sigma, stride, starts } = scorer.fine(0, { q: windowQ, shape: SHAPE, blocks, scale: SCALE })!;
+        const clusters = scorer.fine(0, { q: windowQ, shape: SHAPE, blocks, scale: SCALE })!;
+        const floor = leastRead(calibrated.sparsity);
+        const policy = policyOf(index, calibrated[name], { leastRead: floor });
+        const [selection] = policy.select(0, blocks, SQUEEZED_BUDGET, { clusters });
         let [kept, all] = [0, 0];
-        for (const [h, head] of index.layers[0]!.entries())
-          for (let at = starts[h]!; at < sigma.length; at += stride)
-            for (const [e, n] of entryCounts(head).entries()) {
-              if (e < SINK_ENTRIES) continue;
-              all += n;
-              if (sigma[at + e]! > calibrated[name]) kept += n;
-            }
+        for (const h of index.layers[0]!.keys())
+          for (let b = 0; b < selection!.nBlocks; b++) {
+            const read = [...tokensRead(selection!, b, h)].filter(isClustered).length;
+            assert.ok(read >= floor * CLUSTERED, `${read} of ${CLUSTERED} keys are read in block ${b}`);
+            kept += read;
+            all += CLUSTERED;
+          }
         assert.ok(Math.abs(1 - kept / all - calibrated.sparsity) <= 0.005, `${name}: ${1 - kept / all}`);
       }
   });
@@ -222,18 +234,22 @@ describe("squeezed attention", () => {
     const asked = { q: windowQ, shape: SHAPE, blocks, scale: SCALE };
     const { sigma, stride, starts } = scorer.twoLevel(0, asked, coarse!.query)!;
     const above = scorer.coarse(0, asked)!;
+    const policy = policyOf(index, thresholds[0]!.query, { leastRead: leastRead(0.7) });
+    const clusters = { sigma, stride, starts, blockQueries: 1 };
+    const [selection] = policy.select(0, blocks, SQUEEZED_BUDGET, { clusters });
     let [kept, all] = [0, 0];
     for (const [h, head] of index.layers[0]!.entries())
-      for (let b = 0; b < CALIBRATION_TOKENS; b++)
+      for (let b = 0; b < CALIBRATION_TOKENS; b++) {
+        const read = tokensRead(selection!, b, h);
+        all += CLUSTERED;
         for (const [e, n] of entryCounts(head).entries()) {
-          if (e < SINK_ENTRIES) continue;
-          all += n;
-          if (!(sigma[b * stride + starts[h]! + e]! > thresholds[0]!.query)) continue;
+          if (e < SINK_ENTRIES || !read.has(head.ends[e]! - 1)) continue;
           kept += n;
           const parent = head.coarseEnds.findIndex((end) => e - SINK_ENTRIES < end);
           const estimate = above.sigma[b * above.stride + above.starts[h]! + SINK_ENTRIES + parent]!;
           assert.ok(estimate > coarse!.query, `cluster ${e} is read, its coarse cluster has ${estimate}`);
         }
+      }
     assert.ok(Math.abs(1 - kept / all - 0.7) <= 0.005, `${1 - kept / all} is left out`);
   });
 
@@ -250,7 +266,9 @@ describe("squeezed attention", () => {
     const index = {
       headDim: 16,
       clusteredEnd: end,
-      layers: [[0, 1].map((h) => ({ ends: each, coarseEnds, centroids: keys(h) }))],
+      layers: [
+        [0, 1].map((h) => ({ ends: each, coarseEnds, centroids: keys(h), spreads: new Float32Array(end) })),
+      ],
     };
     const queries = laterQueries(rows, 4, 4);
     const clusters = new WasmClusterScorer(ops.wasm, index).fine(0, queries)!;
@@ -306,7 +324,11 @@ describe("squeezed attention", () => {
       const centroids = Float32Array.from(
         order.flatMap((e) => Array.from(head.centroids.subarray(e * 16, e * 16 + 16))),
       );
-      return { head: { ends, centroids, coarseEnds: Uint32Array.of(counts.length - SINK_ENTRIES) }, was };
+      const spreads = Float32Array.from(order, (e) => head.spreads[e]!);
+      return {
+        head: { ends, centroids, spreads, coarseEnds: Uint32Array.of(counts.length - SINK_ENTRIES) },
+        was,
+      };
     });
     const select = (of: ClusterIndex): Selection =>
       policyOf(of, block).select(0, queries.blocks, SQUEEZED_BUDGET, {

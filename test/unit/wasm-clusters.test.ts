@@ -46,7 +46,7 @@ async function sort(
 
 /** What holds of every clustering. */
 function assertPartition(
-  { order, ends, coarseEnds, means }: KeyClustersResult,
+  { order, ends, coarseEnds, means, spreads }: KeyClustersResult,
   keys: Rows,
   dim: number,
 ): void {
@@ -70,6 +70,10 @@ function assertPartition(
       for (let d = 0; d < dim; d++) mean[d]! += keys[key * dim + d]! / members.length;
     const most = keys.reduce((max, x) => Math.max(max, Math.abs(x)), 0);
     assertClose(means.subarray(c * dim, (c + 1) * dim), mean, 1e-30 + 1e-5 * most, `mean of cluster ${c}`);
+    let spread = 0;
+    for (const key of members)
+      for (let d = 0; d < dim; d++) spread += (keys[key * dim + d]! - mean[d]!) ** 2 / (members.length * dim);
+    assertClose([spreads[c]!], [spread], 1e-30 + 1e-5 * most ** 2, `spread of cluster ${c}`);
   }
 }
 
@@ -157,13 +161,22 @@ for (const variant of SINGLE_THREAD_VARIANTS)
       { name: "soft-capped", scaleQ: 5, blockSize: 2, softcap: 20 },
     ])
       test(`scores equal f64: ${name}`, async () => {
-        const { index, counts, centroids } = madeUpIndex(41);
+        const { index, counts, centroids, spreads } = madeUpIndex(41);
         const shape = { nHeads: 6, nKvHeads: 2, headDim: 16 };
         const blocks = { qStart: 2000, qLen: 11, blockSize };
         const q = normals(11 * 6 * 16, 9, scaleQ);
         const scorer = new WasmClusterScorer(await instantiate(variant), index);
         const { sigma, stride, starts } = scorer.fine(0, { q, shape, blocks, scale: 0.25, softcap })!;
-        const expected = clusterScores({ q, centroids, counts, ...shape, blockSize, scale: 0.25, softcap });
+        const expected = clusterScores({
+          q,
+          centroids,
+          spreads,
+          counts,
+          ...shape,
+          blockSize,
+          scale: 0.25,
+          softcap,
+        });
         for (const [b, heads] of expected.entries())
           for (const [h, mean] of heads.entries()) {
             const at = b * stride + starts[h]!;
@@ -187,6 +200,8 @@ for (const variant of SINGLE_THREAD_VARIANTS)
           index.layers[0]!.map((head) => ({
             ...head,
             centroids: head.centroids.map((x, i) => (i % 16 === 0 ? 1 : x)),
+            // The shift makes queries longer, which would make wide clusters likelier.
+            spreads: head.spreads.fill(0),
           })),
         ],
       };
@@ -234,6 +249,7 @@ function madeUpIndex(nClusters: number): {
   index: ClusterIndex;
   counts: Float32Array[];
   centroids: Float32Array[];
+  spreads: Float32Array[];
 } {
   const layer = [nClusters, nClusters + 30].map((n, h) => {
     const nEntries = SINK_ENTRIES + n;
@@ -243,7 +259,9 @@ function madeUpIndex(nClusters: number): {
       (_, e) => (end += e < SINK_ENTRIES ? 1 : 1 + ((e * 7 + h) % 5)),
     );
     const coarseEnds = Uint32Array.from({ length: Math.ceil(n / 4) }, (_, i) => Math.min(n, 4 * (i + 1)));
-    return { ends, coarseEnds, centroids: normals(nEntries * 16, 20 + h) };
+    const spread = uniform(30 + h);
+    const spreads = Float32Array.from({ length: nEntries }, (_, e) => (e < SINK_ENTRIES ? 0 : 2 * spread()));
+    return { ends, coarseEnds, centroids: normals(nEntries * 16, 20 + h), spreads };
   });
   assert.equal(
     coarseEntries(layer[0]!, 16).ends.at(-1),
@@ -251,5 +269,10 @@ function madeUpIndex(nClusters: number): {
     "the coarse level covers all slots",
   );
   const index = { headDim: 16, clusteredEnd: 0, layers: [layer] };
-  return { index, counts: layer.map(entryCounts), centroids: layer.map(({ centroids }) => centroids) };
+  return {
+    index,
+    counts: layer.map(entryCounts),
+    centroids: layer.map(({ centroids }) => centroids),
+    spreads: layer.map(({ spreads }) => spreads),
+  };
 }

@@ -187,7 +187,7 @@ void chain(const float* directions, int n, int dim, const float* start, uint32_t
 
 // Directions of clusters' means, (n, dim), of length 1, or 0 where the mean is.
 void directions_of(const float* keys, int dim, const uint32_t* order, const uint32_t* ends, int n, float* out) {
-  cluster_means(keys, dim, order, ends, n, out);
+  cluster_means(keys, dim, order, ends, n, out, nullptr);
   for (int i = 0; i < n; i++, out += dim) {
     double square = 0;
     for (int c = 0; c < dim; c++) square += double(out[c]) * out[c];
@@ -324,9 +324,10 @@ int cluster_keys(const ClusterCall& call) {
 }
 
 void cluster_means(const float* keys, int head_dim, const uint32_t* order, const uint32_t* ends, int n_clusters,
-                   float* means) {
+                   float* means, float* spreads) {
   uint32_t i = 0;
   for (int c = 0; c < n_clusters; c++, means += head_dim) {
+    const uint32_t first = i;
     const f32x4 scale = wasm_f32x4_splat(1.0f / float(ends[c] - i));
     for (int d = 0; d < head_dim; d += 4) wasm_v128_store(means + d, f32x4_zero());
     for (; i < ends[c]; i++) {
@@ -334,6 +335,16 @@ void cluster_means(const float* keys, int head_dim, const uint32_t* order, const
       for (int d = 0; d < head_dim; d += 4)
         wasm_v128_store(means + d, wasm_f32x4_add(wasm_v128_load(means + d), wasm_f32x4_mul(scale, wasm_v128_load(key + d))));
     }
+    if (!spreads) continue;
+    f32x4 sum = f32x4_zero();
+    for (uint32_t j = first; j < i; j++) {
+      const float* const key = keys + size_t(order[j]) * head_dim;
+      for (int d = 0; d < head_dim; d += 4) {
+        const f32x4 off = wasm_f32x4_sub(wasm_v128_load(key + d), wasm_v128_load(means + d));
+        sum = f32x4_madd(off, off, sum);
+      }
+    }
+    spreads[c] = f32x4_sum(sum) / (float(i - first) * float(head_dim));
   }
 }
 

@@ -27,9 +27,10 @@ constexpr int kSplitAbove = 8;
 // Returns a Status.
 int cluster_keys(const ClusterCall& call);
 
-// means (n_clusters, head_dim): of the members, not normalised.
+// means (n_clusters, head_dim): of the members, not normalised. spreads (n_clusters): mean over channels of the members' variance;
+// null: not wanted.
 void cluster_means(const float* keys, int head_dim, const uint32_t* order, const uint32_t* ends, int n_clusters,
-                   float* means);
+                   float* means, float* spreads);
 
 // Between pages of one KV head, f32, (n_pages, K then V), and rows.
 // rows (n_pages * 32, head_dim): the keys of the pages.

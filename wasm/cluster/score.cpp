@@ -19,9 +19,11 @@ bool is_empty(const float* counts) {
   return !wasm_v128_any_true(any);
 }
 
-// Logits of n query rows, (head_dim, n), against a KV head's tiles; -inf for what is not there. logits: (n, n_entries).
+// Logits of n query rows, (head_dim, n), against a KV head's tiles; -inf for what is not there. widths: (n), what a row's logits
+// gain for an entry of spread 1. logits: (n, n_entries).
 template <int n>
-void logits_of(const ScoreCall& call, const float* q, const float* tile, const float* counts, int n_entries, float* logits) {
+void logits_of(const ScoreCall& call, const float* q, const float* widths, const float* tile, const float* counts,
+               const float* spreads, int n_entries, float* logits) {
   const f32x4 minus_infinity = wasm_f32x4_splat(kMinusInfinity);
   for (int first = 0; first < n_entries; first += kPageTokens, tile += size_t(kPageTokens) * call.head_dim) {
     alignas(16) float scores[n][kPageTokens];
@@ -34,9 +36,13 @@ void logits_of(const ScoreCall& call, const float* q, const float* tile, const f
           wasm_v128_store(out, minus_infinity);
           continue;
         }
-        if (call.softcap > 0)
-          for (int j = i; j < i + 4; j++) scores[r][j] = call.softcap * tanhf(scores[r][j] * call.scale / call.softcap);
-        const f32x4 x = wasm_f32x4_mul(wasm_v128_load(&scores[r][i]), wasm_f32x4_splat(call.softcap > 0 ? 1 : call.scale));
+        f32x4 x = wasm_f32x4_mul(wasm_v128_load(&scores[r][i]), wasm_f32x4_splat(call.scale));
+        x = f32x4_madd(wasm_f32x4_splat(widths[r]), wasm_v128_load(spreads + first + i), x);
+        if (call.softcap > 0) {
+          wasm_v128_store(&scores[r][i], x);
+          for (int j = i; j < i + 4; j++) scores[r][j] = call.softcap * tanhf(scores[r][j] / call.softcap);
+          x = wasm_v128_load(&scores[r][i]);
+        }
         const v128_t there = wasm_f32x4_gt(wasm_v128_load(counts + first + i), f32x4_zero());
         wasm_v128_store(out, wasm_v128_bitselect(x, minus_infinity, there));
       }
@@ -87,6 +93,7 @@ int score_clusters(const ScoreCall& call) {
     const int n_entries = int(call.tiles[kv_head + 1] - call.tiles[kv_head]) * kPageTokens;
     const float* const tiles = call.centroids + first * dim;
     const float* const counts = call.counts + (call.counts_per_block ? stride * block : 0) + first;
+    const float* const spreads = call.spreads + first;
     float* const sigma = call.sigma + stride * block + first;
     float* const logits = scratch + per_thread * thread;
     float* const queries = logits + longest * kRows;
@@ -94,16 +101,22 @@ int score_clusters(const ScoreCall& call) {
     const int rows = (left < call.block_size ? left : call.block_size) * group;
     for (int row = 0; row < rows; row += kRows) {
       const int n = rows - row < kRows ? rows - row : kRows;
+      float widths[kRows];
       for (int r = 0; r < n; r++) {
         const int token = block * call.block_size + (row + r) / group, head = kv_head * group + (row + r) % group;
         const float* const q = call.q + (size_t(token) * call.n_heads + head) * dim;
-        for (int c = 0; c < dim; c++) queries[c * n + r] = q[c];
+        float square = 0;
+        for (int c = 0; c < dim; c++) {
+          queries[c * n + r] = q[c];
+          square += q[c] * q[c];
+        }
+        widths[r] = kSpreadWeight * call.scale * call.scale * square;
       }
       switch (n) {
-        case 1: logits_of<1>(call, queries, tiles, counts, n_entries, logits); break;
-        case 2: logits_of<2>(call, queries, tiles, counts, n_entries, logits); break;
-        case 3: logits_of<3>(call, queries, tiles, counts, n_entries, logits); break;
-        default: logits_of<4>(call, queries, tiles, counts, n_entries, logits); break;
+        case 1: logits_of<1>(call, queries, widths, tiles, counts, spreads, n_entries, logits); break;
+        case 2: logits_of<2>(call, queries, widths, tiles, counts, spreads, n_entries, logits); break;
+        case 3: logits_of<3>(call, queries, widths, tiles, counts, spreads, n_entries, logits); break;
+        default: logits_of<4>(call, queries, widths, tiles, counts, spreads, n_entries, logits); break;
       }
       for (int r = 0; r < n; r++) add_row(logits + size_t(r) * n_entries, counts, n_entries, 1.0f / float(rows), sigma);
     }

@@ -14,16 +14,17 @@ import { PAGE_TOKENS } from "../../kv/page.ts";
 import type { WasmModule } from "./module.ts";
 
 /** 32-bit fields of the C struct ScoreCall. */
-const CALL_FIELDS = 13;
+const CALL_FIELDS = 14;
 
 /** One level of one layer. */
 class Level {
   readonly starts: readonly number[];
   /** Entries of all KV heads, each head's filled up to whole tiles. */
   readonly stride: number;
-  /** Centroids (nTiles, headDim, 32), counts (stride), tiles (nKvHeads + 1), one after the other. */
+  /** Centroids (nTiles, headDim, 32), counts (stride), spreads (stride), tiles (nKvHeads + 1), one after the other. */
   #ptr: number;
   readonly #countsPtr: number;
+  readonly #spreadsPtr: number;
   readonly #tilesPtr: number;
 
   constructor(
@@ -36,14 +37,17 @@ class Level {
     this.starts = tiles.slice(0, -1).map((tile) => tile * PAGE_TOKENS);
     this.stride = tiles.at(-1)! * PAGE_TOKENS;
     const floats = this.stride * headDim;
-    this.#ptr = wasm.alloc((floats + this.stride + tiles.length) * 4, "the centroids of a pinned prompt");
+    this.#ptr = wasm.alloc((floats + 2 * this.stride + tiles.length) * 4, "the centroids of a pinned prompt");
     this.#countsPtr = this.#ptr + floats * 4;
-    this.#tilesPtr = this.#countsPtr + this.stride * 4;
+    this.#spreadsPtr = this.#countsPtr + this.stride * 4;
+    this.#tilesPtr = this.#spreadsPtr + this.stride * 4;
     const centroids = wasm.f32(this.#ptr, floats).fill(0);
     const counts = wasm.f32(this.#countsPtr, this.stride).fill(0);
+    const spreads = wasm.f32(this.#spreadsPtr, this.stride).fill(0);
     wasm.u32(this.#tilesPtr, tiles.length).set(tiles);
     for (const [h, head] of heads.entries()) {
       counts.set(entryCounts(head), this.starts[h]!);
+      spreads.set(head.spreads, this.starts[h]!);
       for (let e = 0; e < head.ends.length; e++) {
         const at =
           tiles[h]! * PAGE_TOKENS * headDim +
@@ -72,9 +76,16 @@ class Level {
       wasm.f32(qPtr, q.length).set(q);
       if (counts) wasm.f32(countsPtr, countsLength).set(counts);
       const fields = wasm.u32(call, CALL_FIELDS);
-      fields.set([qPtr, this.#ptr, counts ? countsPtr : this.#countsPtr, this.#tilesPtr, ptr]);
-      fields.set([shape.nKvHeads, shape.nHeads, shape.headDim, qLen, blockSize, counts ? 1 : 0], 5);
-      wasm.f32(call, CALL_FIELDS).set([scale, softcap ?? 0], 11);
+      fields.set([
+        qPtr,
+        this.#ptr,
+        counts ? countsPtr : this.#countsPtr,
+        this.#spreadsPtr,
+        this.#tilesPtr,
+        ptr,
+      ]);
+      fields.set([shape.nKvHeads, shape.nHeads, shape.headDim, qLen, blockSize, counts ? 1 : 0], 6);
+      wasm.f32(call, CALL_FIELDS).set([scale, softcap ?? 0], 12);
       const status = wasm.call("cluster_scores", call);
       if (status === -1) throw new InlayError("out-of-memory", "no scratch memory for scoring clusters");
       if (status !== 0) throw internalError(`scoring clusters returned ${status}`);

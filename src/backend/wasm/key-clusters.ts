@@ -24,6 +24,8 @@ export interface KeyClustersResult {
   readonly coarseEnds: Uint32Array;
   /** (nClusters, headDim): means of the clusters' keys. */
   readonly means: Float32Array;
+  /** (nClusters): variance of the clusters' keys, mean over channels. */
+  readonly spreads: Float32Array;
 }
 
 /** 32-bit fields of the C struct ClusterCall. */
@@ -65,15 +67,17 @@ export class KeyClusters {
         if (status !== 0)
           throw internalError(`clustering ${nKeys} keys returned ${status}`, { nFine, nCoarse });
         const [nMade, nCoarseMade] = wasm.u32(made, 2) as unknown as [number, number];
-        // The pages' own place is free once they are permuted; the means go where the keys of pages were.
+        // The pages' own place is free once they are permuted; means and spreads go there.
         wasm.call("kv_permute_pages", input!, rows!, order, nPages, headDim, output!);
-        wasm.call("cluster_mean_rows", rows!, headDim, order, ends, nMade, input!);
+        const spreads = input! + nMade * headDim * 4;
+        wasm.call("cluster_mean_rows", rows!, headDim, order, ends, nMade, input!, spreads);
         pages.set(wasm.bytes(output!, pages.byteLength));
         return {
           order: wasm.u32(order, nKeys).slice(),
           ends: wasm.u32(ends, nMade).slice(),
           coarseEnds: wasm.u32(coarseEnds, nCoarseMade).slice(),
           means: wasm.f32(input!, nMade * headDim).slice(),
+          spreads: wasm.f32(spreads, nMade).slice(),
         };
       },
     );
