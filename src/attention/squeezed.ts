@@ -67,7 +67,7 @@ export class SqueezedPolicy implements SelectionPolicy {
 
   constructor(
     private readonly shape: AttentionShape,
-    private readonly index: ClusterIndex,
+    readonly index: ClusterIndex,
     readonly options: SqueezedOptions,
   ) {
     this.#dense = new DensePolicy(shape);

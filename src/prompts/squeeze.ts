@@ -18,7 +18,7 @@ import {
 } from "../attention/cluster-index.ts";
 import type { AttentionShape, ClusterScores } from "../attention/policy.ts";
 import { SQUEEZED_BLOCK, SqueezedPolicy } from "../attention/squeezed.ts";
-import { SqueezedPrefix } from "../attention/squeezed-prefix.ts";
+import { SharedIndex, SqueezedPrefix } from "../attention/squeezed-prefix.ts";
 import { WasmClusterScorer } from "../backend/wasm/cluster-scorer.ts";
 import { KeyClusters, type KeyClustersResult } from "../backend/wasm/key-clusters.ts";
 import type { WasmModule } from "../backend/wasm/module.ts";
@@ -180,7 +180,9 @@ export class Squeezer {
       maxMissing,
       coarse: coarse ?? undefined,
     });
-    return new SqueezedPrefix({ nTokens, policy, scorer: new WasmClusterScorer(this.wasm, index), users: 0 });
+    return new SqueezedPrefix(
+      new SharedIndex(nTokens, policy, () => new WasmClusterScorer(this.wasm, index)),
+    );
   }
 
   /** The clusters in the records of a prompt. Throws `storage-failed`. */
