@@ -106,8 +106,8 @@ fn main(
   }
 
   let list = select(kv_head * params.n_blocks + token, token, params.head_shared != 0u);
-  let list_start = selection[list];
-  let list_length = selection[list + 1u] - list_start;
+  let list_start = selection[2u * list];
+  let list_length = selection[2u * list + 1u] - list_start;
   let start = list_start + list_length * wg.z / params.n_splits;
   let end = list_start + list_length * (wg.z + 1u) / params.n_splits;
 

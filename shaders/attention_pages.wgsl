@@ -5,7 +5,7 @@
 //   v_pages     (slots, n_kv_heads, 32, head_dim)       f32, or f16 pairs of neighbouring dims
 //   cold_pages  (cold slots, n_kv_heads, 2)             quantized K and V halves; see kv_quantize.wgsl
 //   page_table  (n_pages)                               physical slot of each logical page; high bit: among the cold ones
-//   selection   row_ptr (rows + 1), then pages, then optional masks; row = kv_head * n_blocks + block, or block
+//   selection   (start, end) of each row, then pages, then optional masks; row = kv_head * n_blocks + block, or block
 //   out         (partials, n_tokens, n_heads, head_dim) f32, normalised
 //   lse         (partials, n_tokens, n_heads)           log2 of the sum of 2^x; -1e30 where nothing was read
 // GQA: query head h reads KV head h / group, group = n_heads / n_kv_heads.

@@ -1,5 +1,6 @@
 /** What lives beside the cache of a pinned prompt that was clustered: its index, and the policy that reads it. */
 
+import type { AttentionOps, DeviceClusters } from "../backend/backend.ts";
 import type { CacheCompanion } from "../kv/paged-cache.ts";
 import type { AttentionShape, ClusterScores, QueryBlocks } from "./policy.ts";
 import { type SqueezedPolicy, thresholdOf } from "./squeezed.ts";
@@ -23,15 +24,50 @@ export interface ClusterScorer {
   dispose(): void;
 }
 
-/** Shared by a pinned prompt's cache and all forks of it. */
-export interface SharedIndex {
-  /** Tokens of the prompt. */
-  readonly nTokens: number;
-  readonly policy: SqueezedPolicy;
-  /** Disposed by its last user. */
-  readonly scorer: ClusterScorer;
-  /** Caches that have it. */
-  users: number;
+/** Shared by a pinned prompt's cache and all forks of it. What looks clusters up is made where it is first used. */
+export class SharedIndex {
+  #users = 0;
+  #scorer: ClusterScorer | undefined;
+  #onDevice: Promise<DeviceClusters> | undefined;
+
+  constructor(
+    /** Tokens of the prompt. */
+    readonly nTokens: number,
+    readonly policy: SqueezedPolicy,
+    private readonly createScorer: () => ClusterScorer,
+  ) {}
+
+  /** For queries on the host. Throws `out-of-memory`. */
+  get scorer(): ClusterScorer {
+    this.#scorer ??= this.createScorer();
+    return this.#scorer;
+  }
+
+  /** The clusters on the device of `attention`, whose pages the caches use. Rejects with `out-of-memory`; to be tried again then. */
+  async onDevice(attention: AttentionOps): Promise<DeviceClusters | undefined> {
+    this.#onDevice ??= attention.openClusters?.(this.policy);
+    try {
+      return await this.#onDevice;
+    } catch (error) {
+      this.#onDevice = undefined;
+      throw error;
+    }
+  }
+
+  retain(): void {
+    this.#users++;
+  }
+
+  /** The last user's call frees what was made. */
+  release(): void {
+    if (--this.#users > 0) return;
+    this.#scorer?.dispose();
+    this.#scorer = undefined;
+    const onDevice = this.#onDevice;
+    this.#onDevice = undefined;
+    // Where it could not be made there is nothing to free; whoever asked for it has the error.
+    void onDevice?.then((clusters) => clusters[Symbol.dispose]()).catch(() => {});
+  }
 }
 
 /**
@@ -43,7 +79,7 @@ export class SqueezedPrefix implements CacheCompanion {
   /** undefined: of a prompt that was truncated away. */
   constructor(index: SharedIndex | undefined) {
     this.#index = index;
-    if (index) index.users++;
+    index?.retain();
   }
 
   /** How queries after the prompt are to be selected for; undefined once it was truncated away. */
@@ -58,6 +94,11 @@ export class SqueezedPrefix implements CacheCompanion {
     const { coarse } = policy.options;
     if (!coarse) return scorer.fine(layer, queries);
     return scorer.twoLevel(layer, queries, thresholdOf(coarse, queries.blocks.blockSize));
+  }
+
+  /** The clusters on the device of `attention`; undefined where queries are on the host, or the prompt was truncated away. */
+  async onDevice(attention: AttentionOps): Promise<DeviceClusters | undefined> {
+    return this.#index?.onDevice(attention);
   }
 
   commit(): void {}
@@ -77,6 +118,6 @@ export class SqueezedPrefix implements CacheCompanion {
   dispose(): void {
     const index = this.#index;
     this.#index = undefined;
-    if (index && --index.users === 0) index.scorer.dispose();
+    index?.release();
   }
 }

@@ -65,6 +65,11 @@ export const SQUEEZED_BUDGET: Budget = {
   denseBelow: 0,
 };
 
+/** Keys that a head reads at least, of a prompt whose sinks and clusters end at `clusteredEnd`. */
+export function leastKeys(leastRead: number, clusteredEnd: number): number {
+  return Math.round(leastRead * (clusteredEnd - SINK_ENTRIES));
+}
+
 export class SqueezedPolicy implements SelectionPolicy {
   readonly name = "squeezed";
   readonly phases = ["prefill", "decode"] as const;
@@ -76,7 +81,7 @@ export class SqueezedPolicy implements SelectionPolicy {
 
   constructor(
     private readonly shape: AttentionShape,
-    private readonly index: ClusterIndex,
+    readonly index: ClusterIndex,
     readonly options: SqueezedOptions,
   ) {
     this.#dense = new DensePolicy(shape);
@@ -118,7 +123,7 @@ export class SqueezedPolicy implements SelectionPolicy {
     const threshold = thresholdOf(thresholds, blockQueries);
     const at = b * stride + starts[h]!;
     const n = ends.length;
-    const floor = leastRead * (ends[n - 1]! - SINK_ENTRIES);
+    const floor = leastKeys(leastRead, this.index.clusteredEnd);
     const least = this.#best.least(sigma, at, counts, [SINK_ENTRIES, n], floor);
     const isRead = (e: number) => sigma[at + e]! > threshold || sigma[at + e]! >= least;
     let kept = 0;

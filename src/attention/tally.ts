@@ -36,13 +36,7 @@ export class AttentionTally {
     this.#policy = policy;
     const nBlocks = blockCount(blocks);
     for (let b = 0; b < nBlocks; b++) {
-      const first = blocks.qStart + b * blocks.blockSize;
-      const last = lastQuery(blocks, b);
-      const reach = window[selections[0]?.layer ?? 0];
-      const oldest = reach === undefined ? 0 : Math.max(0, first - reach + 1);
-      const nQueries = last + 1 - first;
-      const pages = Math.floor(last / PAGE_TOKENS) - Math.floor(oldest / PAGE_TOKENS) + 1;
-      this.#visible += nQueries * nKvHeads * pages * PAGE_TOKENS;
+      const { nQueries, last } = this.#see(blocks, b, nKvHeads, window[selections[0]?.layer ?? 0]);
       for (const selection of selections)
         for (let h = 0; h < (selection.headShared ? 1 : nKvHeads); h++)
           this.#read +=
@@ -53,6 +47,38 @@ export class AttentionTally {
       this.#missing += missing * blocks.qLen;
       this.#estimated += blocks.qLen;
     }
+  }
+
+  /** Counts what a device selected in `nLayers` layers without a sliding window: `DeviceClusters.counters` after them. */
+  countOnDevice(
+    policy: string,
+    counters: Float32Array,
+    nLayers: number,
+    blocks: QueryBlocks,
+    { nKvHeads }: Pick<AttentionShape, "nKvHeads">,
+  ): void {
+    this.#policy = policy;
+    const nBlocks = blockCount(blocks);
+    for (let b = 0; b < nBlocks; b++) {
+      const { nQueries } = this.#see(blocks, b, nLayers * nKvHeads, undefined);
+      for (let h = 0; h < nKvHeads; h++) {
+        const at = 2 * (h * nBlocks + b);
+        this.#read += nQueries * counters[at]!;
+        this.#missing += (counters[at + 1]! * blocks.qLen) / (nKvHeads * nBlocks);
+      }
+    }
+    this.#estimated += nLayers * blocks.qLen;
+  }
+
+  /** Counts the keys that `nLists` lists of a block could read. */
+  #see(blocks: QueryBlocks, b: number, nLists: number, reach: number | undefined) {
+    const first = blocks.qStart + b * blocks.blockSize;
+    const last = lastQuery(blocks, b);
+    const oldest = reach === undefined ? 0 : Math.max(0, first - reach + 1);
+    const nQueries = last + 1 - first;
+    const pages = Math.floor(last / PAGE_TOKENS) - Math.floor(oldest / PAGE_TOKENS) + 1;
+    this.#visible += nQueries * nLists * pages * PAGE_TOKENS;
+    return { nQueries, last };
   }
 }
 

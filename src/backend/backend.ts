@@ -14,6 +14,7 @@
 
 import type { KeyRuns, RunMasses } from "../attention/estimate.ts";
 import type { AttentionShape, QueryBlocks, SampledMasses, Selection } from "../attention/policy.ts";
+import type { SqueezedPolicy } from "../attention/squeezed.ts";
 import type { TensorInfo } from "../gguf/reader.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
 
@@ -113,8 +114,37 @@ export interface Ops {
   dispose(): void;
 }
 
+/** What the queries of a call read: lists of the host, or those that `DeviceClusters.select` made. */
+export interface Selected {
+  readonly selections: readonly Selection[];
+  /** `selections` are none then. */
+  readonly onDevice?: DeviceSelection | undefined;
+}
+
+/** Page lists that lie on the device that made them, and which it alone can read; for one attention call. */
+export interface DeviceSelection extends Disposable {
+  readonly layer: number;
+}
+
+/** Queries of one layer that look clusters up; the fields are those of an AttendCall. */
+export type LookupCall = Pick<AttendCall, "layer" | "q" | "blocks" | "scale" | "softcap">;
+
+/** The clusters of a pinned prompt's keys on a device, which looks them up itself: no query leaves it. */
+export interface DeviceClusters extends Disposable {
+  /**
+   * Where the selections of a call count: zeros, (nKvHeads * nBlocks, 2), for each KV head's blocks the keys that are read (the
+   * page of the last query counts whole), and the estimated attention probability of those that are not.
+   */
+  counters(blocks: QueryBlocks): Tensor;
+  /**
+   * Of a clustered layer, what SqueezedPolicy.select would return, up to the rounding of estimates at the threshold; adds
+   * to `counters`.
+   */
+  select(call: LookupCall, counters: Tensor): DeviceSelection;
+}
+
 /** One attention call: the keys and values of these tokens are appended, then the queries attend. */
-export interface AttendCall {
+export interface AttendCall extends Selected {
   readonly layer: number;
   /** (nTokens, nHeads * headDim), after RoPE. */
   readonly q: Tensor;
@@ -126,8 +156,6 @@ export interface AttendCall {
   readonly cache: PagedCache;
   /** Where the queries stand; qStart is the number of tokens already cached. */
   readonly blocks: QueryBlocks;
-  /** What each block reads. */
-  readonly selections: readonly Selection[];
   /** Score scale, usually 1 / sqrt(headDim). */
   readonly scale: number;
   /** x <- cap * tanh(x / cap) before masking; undefined = none. */
@@ -137,7 +165,7 @@ export interface AttendCall {
 }
 
 /** A call whose selection is not yet made. */
-export type UnselectedCall = Omit<AttendCall, "selections">;
+export type UnselectedCall = Omit<AttendCall, keyof Selected>;
 
 /** The KV cache and attention on one device. */
 export interface AttentionOps {
@@ -153,6 +181,11 @@ export interface AttentionOps {
    * From a GPU each row's share of every page is read back.
    */
   sampleMasses(call: UnselectedCall, rows: Uint32Array): Promise<SampledMasses> | SampledMasses;
+  /**
+   * Puts the clusters that `policy` reads on the device. Absent where queries are on the host: there a ClusterScorer looks
+   * them up. Rejects with `out-of-memory`.
+   */
+  openClusters?(policy: SqueezedPolicy): Promise<DeviceClusters>;
   /** Bytes held for pages in use and for scratch. */
   memory(): { kv: number; scratch: number };
   dispose(): void;

@@ -61,9 +61,9 @@ async function selfAttention(call: ForwardCall, w: LayerWeights, layer: number, 
       scale: config.attentionScale,
       window: config.windows[layer],
     };
-    const selections = await selector.select(unselected);
-    await selector.observe(unselected, selections);
-    return await attention.attend({ ...unselected, selections });
+    const selected = await selector.select(unselected);
+    await selector.observe(unselected, selected);
+    return await attention.attend({ ...unselected, ...selected });
   } finally {
     for (const tensor of [q, k, v]) tensor![Symbol.dispose]();
   }

@@ -7,18 +7,18 @@ import { estimateMasses, queryRunEnds } from "../attention/estimate.ts";
 import { assertFinitePages, assertFiniteRows, assertSelection } from "../attention/invariants.ts";
 import { type FeatureShape, KeyFeatures } from "../attention/key-features.ts";
 import type { AttentionObserver } from "../attention/observer.ts";
-import type {
-  AttentionShape,
-  Budget,
-  LayerView,
-  QueryBlocks,
-  Selection,
-  SelectionPolicy,
-} from "../attention/policy.ts";
-import { SQUEEZED_BUDGET } from "../attention/squeezed.ts";
+import type { AttentionShape, Budget, LayerView, QueryBlocks, SelectionPolicy } from "../attention/policy.ts";
+import { SQUEEZED_BUDGET, type SqueezedPolicy } from "../attention/squeezed.ts";
 import { SqueezedPrefix } from "../attention/squeezed-prefix.ts";
 import type { AttentionTally } from "../attention/tally.ts";
-import type { AttentionOps, Ops, Tensor, UnselectedCall } from "../backend/backend.ts";
+import type {
+  AttentionOps,
+  DeviceSelection,
+  Ops,
+  Selected,
+  Tensor,
+  UnselectedCall,
+} from "../backend/backend.ts";
 import { isDebug } from "../debug.ts";
 import { PAGE_TOKENS, pageCount } from "../kv/page.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
@@ -56,6 +56,11 @@ export class PageSelector implements Disposable {
   readonly #prefix: SqueezedPrefix | undefined;
   /** Pooled on the device, and what becomes of it on the host. */
   #pending: { readonly tensor: Tensor; take(rows: Float32Array): void }[] = [];
+  /** What the device selected last. */
+  #onDevice: DeviceSelection | undefined;
+  /** Where its selections count, and in how many layers it selected. */
+  #counters: Tensor | undefined;
+  #nOnDevice = 0;
 
   constructor(
     private readonly ops: Ops,
@@ -97,36 +102,61 @@ export class PageSelector implements Disposable {
         );
   }
 
-  /** What each block of a layer reads. Queries and keys are rotated, and the cache has room for them. */
-  async select(call: UnselectedCall): Promise<Selection[]> {
+  /**
+   * What each block of a layer reads. Queries and keys are rotated, and the cache has room for them. Selections on the device
+   * are this selector's, and hold until the next ones.
+   */
+  async select(call: UnselectedCall): Promise<Selected> {
+    this.#onDevice?.[Symbol.dispose]();
+    this.#onDevice = undefined;
     const { plan, blocks, shape } = this;
     const { layer } = call;
     this.#features?.append(layer, blocks.qLen, (ends, sums) =>
       this.#pool(call.k, ends, sums.subarray(0, call.k.width), (rows) => sums.set(rows)),
     );
     const squeezed = this.#prefix?.policy;
-    if (squeezed) return this.#selectClusters(squeezed, call);
+    if (squeezed) return (await this.#selectOnDevice(squeezed, call)) ?? this.#selectClusters(squeezed, call);
     const view = await this.#view(call);
     const selections = plan.policy.select(layer, blocks, plan.budget, view);
     if (isDebug) for (const selection of selections) assertSelection(selection, shape, blocks, plan.budget);
     plan.tally?.count(plan.policy.name, selections, blocks, shape);
-    return selections;
+    return { selections };
+  }
+
+  /** undefined where queries are on the host, and where they are copied there anyway, for an observer. */
+  async #selectOnDevice(policy: SqueezedPolicy, call: UnselectedCall): Promise<Selected | undefined> {
+    const { plan, blocks, shape } = this;
+    if (plan.observer || !policy.index.layers[call.layer]) return undefined;
+    const clusters = await this.#prefix?.onDevice(this.attention);
+    if (!clusters) return undefined;
+    if (!this.#counters) {
+      const counters = clusters.counters(blocks);
+      this.#counters = counters;
+      const take = (rows: Float32Array) =>
+        plan.tally?.countOnDevice(policy.name, rows, this.#nOnDevice, blocks, shape);
+      if (plan.tally) this.#pending.push({ tensor: counters, take });
+    }
+    this.#onDevice = clusters.select(call, this.#counters);
+    this.#nOnDevice++;
+    return { selections: [], onDevice: this.#onDevice };
   }
 
   /** The end of a prompt is no exception here: its questions are what the clusters are looked up for. */
   async #selectClusters(
-    policy: SelectionPolicy,
+    policy: SqueezedPolicy,
     { layer, q, scale, softcap }: UnselectedCall,
-  ): Promise<Selection[]> {
+  ): Promise<Selected> {
     const { shape, plan } = this;
     const blocks: QueryBlocks = { ...this.blocks, denseFrom: undefined };
-    const queries = { q: await this.ops.read(q), shape, blocks, scale, softcap };
-    const clusters = this.#prefix?.score(layer, queries);
+    const isClustered = policy.index.layers[layer] !== undefined;
+    const clusters = isClustered
+      ? this.#prefix?.score(layer, { q: await this.ops.read(q), shape, blocks, scale, softcap })
+      : undefined;
     const selections = policy.select(layer, blocks, SQUEEZED_BUDGET, { clusters });
     if (isDebug && clusters)
       for (const selection of selections) assertSelection(selection, shape, blocks, SQUEEZED_BUDGET);
     plan.tally?.count(policy.name, selections, blocks, shape);
-    return selections;
+    return { selections };
   }
 
   /** Reads what was pooled and not yet read, and in the same crossing `result`, which stays the caller's. */
@@ -143,10 +173,14 @@ export class PageSelector implements Disposable {
   [Symbol.dispose](): void {
     for (const { tensor } of this.#pending) tensor[Symbol.dispose]();
     this.#pending = [];
+    this.#counters?.[Symbol.dispose]();
+    this.#counters = undefined;
+    this.#onDevice?.[Symbol.dispose]();
+    this.#onDevice = undefined;
   }
 
   /** Shows the plan's observer, if it has one, what was selected. */
-  async observe({ layer, q, k }: UnselectedCall, selections: readonly Selection[]): Promise<void> {
+  async observe({ layer, q, k }: UnselectedCall, { selections }: Selected): Promise<void> {
     const { observer } = this.plan;
     if (!observer) return;
     const { blocks } = this;

@@ -67,7 +67,7 @@ export interface SqueezedResult {
 
 const CHUNK = 512;
 const BLOCK = 32;
-const EVERYTHING = { tokens: Infinity, sinks: 0, local: 0, denseBelow: Infinity };
+export const EVERYTHING = { tokens: Infinity, sinks: 0, local: 0, denseBelow: Infinity };
 const LITTLE = { tokens: 1, sinks: 0, local: 0, denseBelow: 0 };
 
 export async function measureSqueezed(m: SqueezedMeasurement): Promise<SqueezedResult> {
@@ -75,28 +75,16 @@ export async function measureSqueezed(m: SqueezedMeasurement): Promise<SqueezedR
   const cache = attention.createCache();
   const text = new MadeUpText(shape);
   try {
-    const pages = new PageConverter(ops.wasm, shape.headDim);
-    const squeezer = new Squeezer(shape, shape.headDim ** -0.5, ops.wasm, pages);
-    const { before, queries } = squeezer.watch(length);
-    const prefillSeconds = await fill(m, cache, text, before, queries);
-    const start = performance.now();
-    const { info, records } = await squeeze(squeezer, cache, queries);
-    const clusterSeconds = (performance.now() - start) / 1000;
+    const { prefixOf, clusterSeconds, prefillSeconds } = await clusteredPrompt(m, cache, text);
     if (cold) cache.quantize(cold);
 
     const dense: AttentionPlan = { policy: new DensePolicy(shape), budget: EVERYTHING };
-    const times = m.variants.map((variant) => {
-      const { sparsity, isTwoLevel } = variant;
-      const index = squeezer.index(length, info.layers, records);
-      const calibrated = squeezer.calibrate(index, length, queries, [sparsity], isTwoLevel);
-      const squeezed = { ...info, ...calibrated, sparsity };
-      return {
-        variant,
-        ...{ dense: zeros(rounds), selection: zeros(rounds), attention: zeros(rounds) },
-        prefix: squeezer.prefix({ nTokens: length }, squeezed, records),
-        counts: { selected: 0, inPages: 0, all: 0 },
-      };
-    });
+    const times = m.variants.map((variant) => ({
+      variant,
+      ...{ dense: zeros(rounds), selection: zeros(rounds), attention: zeros(rounds) },
+      prefix: prefixOf(variant),
+      counts: { selected: 0, inPages: 0, all: 0 },
+    }));
     const none = new SqueezedPrefix(undefined);
     for (let token = 0; token < nTokens; token++) {
       using rows = text.next(ops, 1);
@@ -125,12 +113,43 @@ export async function measureSqueezed(m: SqueezedMeasurement): Promise<SqueezedR
   }
 }
 
+/** A prompt that was filled into a cache and clustered there. */
+export interface ClusteredPrompt {
+  /** What a cache with its pages is to have beside it to be read so. */
+  prefixOf(variant: SqueezedVariant): SqueezedPrefix;
+  /** As in SqueezedResult. */
+  readonly clusterSeconds: number;
+  readonly prefillSeconds: number;
+}
+
+/** Fills the empty `cache` of `m` with `m.length` tokens of `text` and clusters them. */
+export async function clusteredPrompt(
+  m: Pick<SqueezedMeasurement, "ops" | "attention" | "shape" | "length">,
+  cache: PagedCache,
+  text: MadeUpText,
+): Promise<ClusteredPrompt> {
+  const { ops, shape, length } = m;
+  const pages = new PageConverter(ops.wasm, shape.headDim);
+  const squeezer = new Squeezer(shape, shape.headDim ** -0.5, ops.wasm, pages);
+  const { before, queries } = squeezer.watch(length);
+  const prefillSeconds = await fill(m, cache, text, before, queries);
+  const start = performance.now();
+  const { info, records } = await squeeze(squeezer, cache, queries);
+  const clusterSeconds = (performance.now() - start) / 1000;
+  const prefixOf = ({ sparsity, isTwoLevel }: SqueezedVariant) => {
+    const index = squeezer.index(length, info.layers, records);
+    const calibrated = squeezer.calibrate(index, length, queries, [sparsity], isTwoLevel);
+    return squeezer.prefix({ nTokens: length }, { ...info, ...calibrated, sparsity }, records);
+  };
+  return { prefixOf, clusterSeconds, prefillSeconds };
+}
+
 /**
  * Fills the cache with `m.length` tokens, whose last CALIBRATION_TOKENS begin at `before` and have their queries kept. Returns
  * SqueezedResult.prefillSeconds.
  */
 async function fill(
-  m: SqueezedMeasurement,
+  m: Pick<SqueezedMeasurement, "ops" | "attention" | "shape" | "length">,
   cache: PagedCache,
   text: MadeUpText,
   before: number,
@@ -161,7 +180,8 @@ async function squeeze(squeezer: Squeezer, cache: PagedCache, queries: WindowQue
   }
 }
 
-function count(
+/** Adds what a selection of one token reads of a prompt of `length` tokens. */
+export function count(
   counts: { selected: number; inPages: number; all: number },
   { nKvHeads, page, mask }: Selection,
   length: number,

@@ -21,21 +21,21 @@ export async function timedCall(
   { q, k, v }: Rows,
   blockSize = 1,
   commits = false,
-): Promise<{ selection: number; attention: number; selections: Selection[] }> {
+): Promise<{ selection: number; attention: number; selections: readonly Selection[] }> {
   const blocks = { qStart: cache.nTokens, qLen: q.nTokens, blockSize };
   const call: UnselectedCall = { layer: 0, q, k, v, cache, blocks, scale: shape.headDim ** -0.5 };
   cache.reserve(q.nTokens);
   const start = performance.now();
   using selector = new PageSelector(ops, attention, shape, plan, cache, blocks);
   selector.beforeRope(0, k);
-  const selections = await selector.select(call);
+  const chosen = await selector.select(call);
   const selected = performance.now();
-  using _out = await attention.attend({ ...call, selections });
+  using _out = await attention.attend({ ...call, ...chosen });
   const end = performance.now();
   await selector.collect();
   if (commits) cache.commit(q.nTokens);
   else cache.truncate(cache.nTokens);
-  return { selection: selected - start, attention: end - selected, selections };
+  return { selection: selected - start, attention: end - selected, selections: chosen.selections };
 }
 
 export function zeros(n: number): number[] {

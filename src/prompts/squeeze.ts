@@ -18,8 +18,8 @@ import {
   SINK_ENTRIES,
 } from "../attention/cluster-index.ts";
 import type { AttentionShape, ClusterScores } from "../attention/policy.ts";
-import { leastRead, SQUEEZED_BLOCK, SqueezedPolicy } from "../attention/squeezed.ts";
-import { SqueezedPrefix } from "../attention/squeezed-prefix.ts";
+import { leastKeys, leastRead, SQUEEZED_BLOCK, SqueezedPolicy } from "../attention/squeezed.ts";
+import { SharedIndex, SqueezedPrefix } from "../attention/squeezed-prefix.ts";
 import { WasmClusterScorer } from "../backend/wasm/cluster-scorer.ts";
 import { KeyClusters, type KeyClustersResult } from "../backend/wasm/key-clusters.ts";
 import type { WasmModule } from "../backend/wasm/module.ts";
@@ -186,7 +186,9 @@ export class Squeezer {
       leastRead: leastRead(squeezed.sparsity),
       coarse: coarse ?? undefined,
     });
-    return new SqueezedPrefix({ nTokens, policy, scorer: new WasmClusterScorer(this.wasm, index), users: 0 });
+    return new SqueezedPrefix(
+      new SharedIndex(nTokens, policy, () => new WasmClusterScorer(this.wasm, index)),
+    );
   }
 
   /** The clusters in the records of a prompt. Throws `storage-failed`. */
@@ -260,7 +262,7 @@ function addScores(
   for (const [h, head] of heads.entries()) {
     const counts = entryCounts(head);
     const n = counts.length;
-    const nForced = floor * (head.ends[n - 1]! - SINK_ENTRIES);
+    const nForced = leastKeys(floor, head.ends[n - 1]!);
     for (let at = starts[h]!; at < sigma.length; at += stride) {
       const least = best.least(sigma, at, counts, [SINK_ENTRIES, n], nForced);
       for (let e = SINK_ENTRIES; e < n; e++) {

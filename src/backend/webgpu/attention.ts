@@ -33,6 +33,18 @@ export interface GpuAttentionOptions {
   readonly tuning?: Partial<AttentionTuning>;
 }
 
+/** Page lists on the GPU; see attention_pages.wgsl. */
+export interface PageLists {
+  readonly buffer: GPUBuffer;
+  /** Where its parts start, in words. */
+  readonly pagesAt: number;
+  readonly masksAt: number;
+  readonly headShared: boolean;
+  readonly isCausal: boolean;
+  /** Pages of the longest row, or about as many: their number of splits depends on it. */
+  readonly longest: number;
+}
+
 /** One layer's attention, in buffers; the fields are those of `AttendCall`. All f32, row-major. */
 export interface GpuAttendCall {
   readonly layer: number;
@@ -48,6 +60,8 @@ export interface GpuAttendCall {
   readonly blocks: QueryBlocks;
   /** Page ids of every segment are logical pages of `cache`; not changed while the model lives. */
   readonly selections: readonly Selection[];
+  /** Lists that are on this device already, instead of `selections`. */
+  readonly onDevice?: PageLists | undefined;
   readonly scale: number;
   readonly softcap?: number | undefined;
   readonly window?: number | undefined;
@@ -69,7 +83,7 @@ const SAMPLE_PAGES = 8;
 
 /** One dispatch of an attention kernel. */
 interface Part {
-  readonly selection: Selection;
+  readonly lists: PageLists;
   readonly isDecode: boolean;
   /** Workgroups of one (block, KV head). */
   readonly tiles: number;
@@ -157,21 +171,20 @@ export class GpuAttention {
     this.#append(pass, { ...call, start: blocks.qStart, nTokens: blocks.qLen }, pages);
     const { nHeads, nKvHeads, headDim } = this.shape;
 
-    const parts = this.#plan(blocks, call.selections);
+    const parts = this.#plan(blocks, this.#lists(call));
     const nPartials = parts.reduce((n, part) => n + part.nSplits, 0);
     const nRows = blocks.qLen * nHeads;
     const out = nPartials === 1 ? call.out : this.#partials.atLeast(nPartials * nRows * headDim * 4);
     const lse = this.#lse.atLeast(nPartials * nRows * 4);
     for (const part of parts) {
-      const selection = this.#uploads.selection(part.selection);
-      const params = this.#attendParams(call, part, selection.pagesAt, selection.masksAt);
+      const params = this.#attendParams(call, part);
       const buffers = [
         this.#uploads.uniform("attention params", params),
         call.q,
         pages.k,
         pages.v,
         pages.table,
-        selection.buffer,
+        part.lists.buffer,
         out,
         lse,
         // Bound, though not read, where no page is quantized.
@@ -257,8 +270,25 @@ export class GpuAttention {
     this.#store.dispose();
   }
 
-  /** Cuts a call into dispatches, one per selection that lists anything. */
-  #plan(blocks: QueryBlocks, selections: readonly Selection[]): Part[] {
+  /** The lists of a call: those of the host are uploaded. */
+  #lists({ blocks, selections, onDevice }: GpuAttendCall): PageLists[] {
+    if (onDevice) return [onDevice];
+    const nBlocks = blockCount(blocks);
+    return selections.map((selection) => {
+      if (selection.nBlocks !== nBlocks)
+        throw internalError(`a selection has ${selection.nBlocks} blocks, the queries ${nBlocks}`);
+      return {
+        ...this.#uploads.selection(selection),
+        headShared: selection.headShared,
+        // Positions inside a prefix are not those of its pages, and all of them lie before the queries.
+        isCausal: selection.segment === "tail",
+        longest: longestRow(selection),
+      };
+    });
+  }
+
+  /** Cuts a call into dispatches, one for each of its lists. */
+  #plan(blocks: QueryBlocks, lists: readonly PageLists[]): Part[] {
     const { nHeads, nKvHeads } = this.shape;
     const nBlocks = blockCount(blocks);
     const group = nHeads / nKvHeads;
@@ -269,11 +299,9 @@ export class GpuAttention {
     );
     const parts: Part[] = [];
     let firstPartial = 0;
-    for (const selection of selections) {
-      if (selection.nBlocks !== nBlocks)
-        throw internalError(`a selection has ${selection.nBlocks} blocks, the queries ${nBlocks}`);
-      const nSplits = splitCount(this.tuning, tiles * nBlocks * nKvHeads, longestRow(selection));
-      parts.push({ selection, isDecode, tiles, nSplits, firstPartial });
+    for (const one of lists) {
+      const nSplits = splitCount(this.tuning, tiles * nBlocks * nKvHeads, one.longest);
+      parts.push({ lists: one, isDecode, tiles, nSplits, firstPartial });
       firstPartial += nSplits;
     }
     if (parts.length === 0) throw internalError("attention without a selection");
@@ -281,15 +309,14 @@ export class GpuAttention {
   }
 
   /** `Params` of attention_prefill.wgsl and attention_decode.wgsl. */
-  #attendParams(call: GpuAttendCall, part: Part, pagesAt: number, masksAt: number): Uint32Array<ArrayBuffer> {
+  #attendParams(call: GpuAttendCall, part: Part): Uint32Array<ArrayBuffer> {
     const { blocks, scale, softcap = 0, window = 0 } = call;
     const { nHeads, nKvHeads } = this.shape;
-    // Positions inside a prefix are not those of its pages, and all of them lie before the queries.
-    const isCausal = part.selection.segment === "tail";
+    const { pagesAt, masksAt, headShared, isCausal } = part.lists;
     const nBlocks = blockCount(blocks);
     const params = new Uint32Array(16);
     params.set([blocks.qLen, blocks.qStart, Math.min(blocks.blockSize, blocks.qLen), nBlocks], 0);
-    params.set([nHeads, nKvHeads, part.tiles, part.selection.headShared ? 1 : 0], 4);
+    params.set([nHeads, nKvHeads, part.tiles, headShared ? 1 : 0], 4);
     params.set([pagesAt, masksAt, part.nSplits, part.firstPartial], 8);
     new Float32Array(params.buffer).set([scale, softcap], 12);
     params.set([isCausal ? window : 0, isCausal ? 1 : 0], 14);

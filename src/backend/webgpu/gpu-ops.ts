@@ -100,7 +100,7 @@ export class GpuOps implements Ops {
         vocabSize: matrix.rows,
       });
     return this.#filled(ids.length, matrix.cols, (out) => {
-      using idTensor = this.#upload(Uint32Array.from(ids), 1);
+      using idTensor = this.upload(Uint32Array.from(ids), 1);
       this.#matmul.embed(matrix, idTensor, out);
     });
   }
@@ -161,7 +161,7 @@ export class GpuOps implements Ops {
     this.recorder.assertLive();
     if (angles.length !== nTokens * nRot)
       throw internalError(`${angles.length} angles for ${nTokens} tokens of ${nRot} dimensions`);
-    return new GpuRopeAngles(this.#upload(Float32Array.from(angles), nRot), pairs === "halves");
+    return new GpuRopeAngles(this.upload(Float32Array.from(angles), nRot), pairs === "halves");
   }
 
   ropeInPlace(x: Tensor, angles: RopeAngles, headDim: number): void {
@@ -193,8 +193,8 @@ export class GpuOps implements Ops {
         `pooling (${x.nTokens}, ${width}) in ${ends.length} runs from ${first.length} numbers`,
       );
     return this.#filled(ends.length, width, (out) => {
-      using endsTensor = this.#upload(Uint32Array.from(ends), 1);
-      using firstTensor = this.#upload(Float32Array.from(first), width);
+      using endsTensor = this.upload(Uint32Array.from(ends), 1);
+      using firstTensor = this.upload(Float32Array.from(first), width);
       const params = this.recorder.params("pool_rows params", Uint32Array.of(ends.length, width, 0, 0));
       const bindings = {
         0: params,
@@ -284,7 +284,8 @@ export class GpuOps implements Ops {
     });
   }
 
-  #upload(elements: Float32Array<ArrayBuffer> | Uint32Array<ArrayBuffer>, width: number): GpuTensor {
+  /** A tensor that holds `elements`, rows of `width`, of the host. */
+  upload(elements: Float32Array<ArrayBuffer> | Uint32Array<ArrayBuffer>, width: number): GpuTensor {
     this.crossings.uploads++;
     this.crossings.uploadedBytes += elements.byteLength;
     return this.tensors.upload(elements, width);

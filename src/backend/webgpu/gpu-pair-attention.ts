@@ -7,11 +7,14 @@
  */
 
 import { blockCount, type SampledMasses, type Selection } from "../../attention/policy.ts";
+import type { SqueezedPolicy } from "../../attention/squeezed.ts";
 import { internalError } from "../../errors.ts";
 import { PAGE_TOKENS, pageCount } from "../../kv/page.ts";
 import type { PagedCache } from "../../kv/paged-cache.ts";
-import type { AttendCall, AttentionOps, Tensor, UnselectedCall } from "../backend.ts";
+import type { AttendCall, AttentionOps, DeviceClusters, Tensor, UnselectedCall } from "../backend.ts";
 import { GpuAttention } from "./attention.ts";
+import { BufferGroup } from "./buffers.ts";
+import { GpuClusters, GpuSelection } from "./gpu-clusters.ts";
 import { type GpuOps, gpuTensor } from "./gpu-ops.ts";
 import type { KernelShape } from "./kernels.ts";
 import { pageMasses } from "./page-masses.ts";
@@ -20,11 +23,14 @@ export class GpuPairAttention implements AttentionOps {
   readonly device = "webgpu";
   /** Submits before pages were last prepared; the pass that is being recorded may touch them then. */
   #preparedAt = -1;
+  /** Of pinned prompts. */
+  readonly #clusters: BufferGroup;
 
   private constructor(
     private readonly ops: GpuOps,
     private readonly attention: GpuAttention,
   ) {
+    this.#clusters = new BufferGroup(ops.recorder.device, "clusters");
     ops.recorder.addClient(attention);
   }
 
@@ -42,6 +48,7 @@ export class GpuPairAttention implements AttentionOps {
     const { recorder, tensors } = this.ops;
     const { nLayers, nHeads, headDim } = this.attention.shape;
     this.#check(call);
+    const onDevice = gpuSelection(call);
     // What is recorded since the last submit does not touch pages yet, or pages were prepared for it.
     if (this.#preparedAt !== recorder.nSubmits) await this.attention.prepare();
     recorder.assertLive();
@@ -49,8 +56,8 @@ export class GpuPairAttention implements AttentionOps {
     const out = tensors.create(call.q.nTokens, nHeads * headDim);
     try {
       const [q, k, v] = [call.q, call.k, call.v].map((tensor) => gpuTensor(tensor).buffer);
-      this.attention.encode(recorder.pass(), { ...call, q: q!, k: k!, v: v!, out: out.buffer });
-      recorder.spend(this.#cost(call));
+      this.attention.encode(recorder.pass(), { ...call, onDevice, q: q!, k: k!, v: v!, out: out.buffer });
+      recorder.spend(this.#cost({ ...call, onDevice }));
       if (call.layer === nLayers - 1) {
         const nTokens = call.blocks.qStart + call.blocks.qLen;
         await recorder.settle(`a forward call up to token ${nTokens}`, { nTokens, ...this.memory() });
@@ -79,21 +86,28 @@ export class GpuPairAttention implements AttentionOps {
     return pageMasses(await this.ops.read(lse), rows, call.blocks, { nHeads, nKvHeads });
   }
 
+  openClusters(policy: SqueezedPolicy): Promise<DeviceClusters> {
+    this.ops.recorder.assertLive();
+    return GpuClusters.open(this.ops, this.attention.shape, this.#clusters, policy);
+  }
+
   memory(): { kv: number; scratch: number } {
-    return this.attention.memory();
+    const { kv, scratch } = this.attention.memory();
+    return { kv, scratch: scratch + this.#clusters.bytes };
   }
 
   /** Destroys all buffers; the device stays. Idempotent. */
   dispose(): void {
     this.attention.dispose();
+    this.#clusters.clear();
   }
 
   /** Multiply-adds of a call: q·k and p·v over the listed pages. */
-  #cost({ blocks, selections }: AttendCall): number {
+  #cost({ blocks, selections, onDevice }: AttendCall & { onDevice?: GpuSelection | undefined }): number {
     const { nHeads, nKvHeads, headDim } = this.attention.shape;
     const queries = Math.ceil(blocks.qLen / blockCount(blocks));
     const pages = ({ page, headShared }: Selection) => page.length / (headShared ? 1 : nKvHeads);
-    const nPages = selections.reduce((sum, selection) => sum + pages(selection), 0);
+    const nPages = onDevice?.longest ?? selections.reduce((sum, selection) => sum + pages(selection), 0);
     return 2 * queries * nPages * PAGE_TOKENS * nHeads * headDim;
   }
 
@@ -106,4 +120,9 @@ export class GpuPairAttention implements AttentionOps {
       );
     if (layer < 0 || layer >= nLayers) throw internalError(`layer ${layer} of ${nLayers}`);
   }
+}
+
+function gpuSelection({ onDevice }: AttendCall): GpuSelection | undefined {
+  if (onDevice === undefined || onDevice instanceof GpuSelection) return onDevice;
+  throw internalError("a selection of another device was passed to the WebGPU backend");
 }

@@ -145,7 +145,7 @@ export class HybridAttention implements AttentionOps {
 
   #submit(call: AttendCall, target: GPUBuffer): void {
     this.#record(call, target, call.q.nTokens * call.q.width * 4, (pass, buffers) =>
-      this.attention.encode(pass, { ...call, ...buffers }),
+      this.attention.encode(pass, { ...call, ...buffers, onDevice: undefined }),
     );
   }
 

@@ -55,17 +55,21 @@ export class Uploads {
     return this.#words(label, words, BufferUse.storage);
   }
 
-  /** A storage buffer that holds row pointers, pages and masks of `selection`. */
+  /** A storage buffer that holds where each row starts and ends, pages and masks of `selection`. */
   selection(selection: Selection): UploadedSelection {
     const { rowPtr, page, mask } = selection;
-    const pagesAt = rowPtr.length;
+    const nRows = rowPtr.length - 1;
+    const pagesAt = 2 * nRows;
     const masksAt = mask ? pagesAt + page.length : 0;
     let upload = this.#uploads.find((u) => u.source === selection);
     if (upload) {
       this.#touch(upload);
     } else {
       const words = new Uint32Array(pagesAt + page.length + (mask?.length ?? 0));
-      words.set(rowPtr);
+      for (let row = 0; row < nRows; row++) {
+        words[2 * row] = rowPtr[row]!;
+        words[2 * row + 1] = rowPtr[row + 1]!;
+      }
       words.set(page, pagesAt);
       if (mask) words.set(mask, masksAt);
       upload = this.#write("selection", words, BufferUse.storage, selection);
