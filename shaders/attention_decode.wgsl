@@ -24,6 +24,7 @@ var<workgroup> q_tile: array<mat4x4f, head_quads * quads>;
 var<workgroup> p_tile: array<mat4x4f, head_quads * wg_size>;     // one quad of keys per thread; sums at the end
 var<workgroup> per_thread: array<mat2x4f, wg_size + wg_size / 8>;
 var<workgroup> page_at: array<u32, pages_per_round>;             // `page_start` of each page of the round
+var<workgroup> quad_bits: array<u32, wg_size>;                   // which keys of each quad are read, where there are masks
 
 /// The lowest n bits.
 fn low_bits(n: u32) -> u32 {
@@ -169,6 +170,7 @@ fn main(
     m = m_new;
     let p_0 = exp2_of(s_0, m[0]);
     p_tile[t] = p_0;
+    quad_bits[t] = bits;
     l[0] = l[0] * fade_0 + row_sum(p_0);
     if (heads > 4u) {
       let p_1 = exp2_of(s_1, m[1]);
@@ -183,6 +185,7 @@ fn main(
       if (heads > 4u) { acc_1 = scale_rows(acc_1, fade_1); }
       let n_quads = min(pages_per_round, end - round) * 8u;
       for (var j = slice; j < n_quads; j += slices) {
+        if (params.masks_at != 0u && quad_bits[j] == 0u) { continue; }  // their weights are 0
         let values = value_matrix(page_at[j / 8u], j % 8u, column);
         if (heads == 1u) {
           acc_0[0] += values * p_tile[j][0];

@@ -6,7 +6,7 @@ import { loadModel, type Model, type PinnedPrompt } from "/dist/inlay.js";
 import { PRESETS } from "../../tools/gguf/model.mjs";
 import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
 import { uniform } from "../fixtures/random.ts";
-import { browser, skip } from "./harness/index.ts";
+import { browser, requireWebGpu, skip } from "./harness/index.ts";
 import { ask as askOf, rejection } from "./harness/pinned.ts";
 
 const bytes = tinyGguf("tiny-llama", { type: "Q8_0", seed: 8 });
@@ -121,6 +121,32 @@ describe("pinned prompts", function () {
     assert.deepEqual(await askFor(reloaded, await reloaded.pinned.open("squeezed")), before);
     await reloaded.pinned.delete("squeezed");
     await reloaded.dispose();
+  });
+
+  it("with a sparsity are read on device webgpu as in WASM, with the same tokens", async function () {
+    await requireWebGpu(this);
+    // Without quantized weights neither device rounds activations.
+    const long = tinyGguf({ ...PRESETS["tiny-llama"], contextLength: 2048 }, { type: "F32", seed: 8 });
+    const options = { contextLength: 2048, kvCache: { format: "f32" } } as const;
+    const askFor = async (model: Model, pinned: PinnedPrompt) => {
+      const request = { messages: QUESTION, pinned, temperature: 0, max_tokens: 12 };
+      const { choices, usage } = await model.chat.completions.create(request);
+      return { text: choices[0]!.message.content, decode: usage.extra.attention.decode };
+    };
+    const model = await loadModel(long, { ...options, device: "wasm" });
+    const inWasm = await askFor(
+      model,
+      await model.pin(DOCUMENT.repeat(6), { id: "both", sparsity: 0.8, bits: 4 }),
+    );
+    await model.dispose();
+    const onGpu = await loadModel(long, { ...options, device: "webgpu" });
+    const { text, decode } = await askFor(onGpu, await onGpu.pinned.open("both"));
+    assert.equal(text, inWasm.text);
+    assert.equal(decode.policy, "squeezed");
+    assert.closeTo(decode.keys_read!, inWasm.decode.keys_read!, 0.01);
+    assert.closeTo(decode.missing_mass!, inWasm.decode.missing_mass!, 0.01);
+    await onGpu.pinned.delete("both");
+    await onGpu.dispose();
   });
 
   it("are listed, deleted, and refused once they are closed", async () => {

@@ -34,13 +34,16 @@ export interface AttentionTuning {
   readonly nSplits?: number | undefined;
 }
 
-/** Where nothing was measured. Software adapters have no workgroup memory to gain from. */
+/**
+ * Where nothing was measured. Software adapters have no workgroup memory to gain from, and few cores: starting a workgroup
+ * costs SwiftShader as much as reading a page with it.
+ */
 export function defaultTuning(device: GpuDevice): AttentionTuning {
   return {
     rowGroups: 8,
     stageQueries: !device.isSoftware,
     decodeThreads: 64,
-    targetGroups: 96,
+    targetGroups: device.isSoftware ? 8 : 96,
     minSplitTokens: 256,
   };
 }
