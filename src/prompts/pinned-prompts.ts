@@ -10,7 +10,7 @@ import { Sequence } from "../engine/sequences.ts";
 import { InlayError } from "../errors.ts";
 import { checkFits, type GenerateContext, prefillInto } from "../generate/generate.ts";
 import type { Prompt } from "../generate/request.ts";
-import { anySignal } from "../gguf/abort.ts";
+import { abortable, anySignal } from "../gguf/abort.ts";
 import { httpSource } from "../gguf/http-source.ts";
 import { ArrivingPages } from "../kv/arriving-pages.ts";
 import type { AttentionPlan } from "../model/select-pages.ts";
@@ -423,11 +423,11 @@ export class PinnedPrompts {
     const layer = pages.nArrived;
     const arrived = pages.next();
     const isOver = new AbortController();
-    const brought = pages.read().then(() =>
-      this.#inTurn(anySignal(outer, isOver.signal), async ({ checkpoint }) => {
-        if (!pages.isDropped) await pages.bring(layer, cache, checkpoint);
-      }),
-    );
+    const signal = anySignal(outer, isOver.signal);
+    const bring = async ({ checkpoint }: Turn) => {
+      if (!pages.isDropped) await pages.bring(layer, cache, checkpoint);
+    };
+    const brought = abortable(pages.read(), signal).then(() => this.#inTurn(signal, bring));
     try {
       await Promise.race([arrived, brought]);
     } catch (error) {
