@@ -29,14 +29,20 @@ export interface PinProgress {
   readonly progress: number;
 }
 
-/** Options of everything that ends with an open pinned prompt. */
+/** Options of `model.pinned.open`, and mostly of everything that ends with an open pinned prompt. */
 export interface OpenPinnedOptions {
   onProgress?: ((progress: PinProgress) => void) | undefined;
   /** Aborting it rejects with `signal.reason`; what was begun is undone, unless it was just done. */
   signal?: AbortSignal | undefined;
+  /**
+   * false: the prompt can be asked as soon as its text is read, while its pages are still being read and checked: see
+   * `PinnedPrompt.loaded`.
+   * @default true
+   */
+  wait?: boolean | undefined;
 }
 
-export interface PinOptions extends OpenPinnedOptions {
+export interface PinOptions extends Omit<OpenPinnedOptions, "wait"> {
   /** The name to find it again by; 1 to 256 characters. */
   id: string;
   /** true: the text as it is, for `complete`. @default as `on`; else false for models with a chat template, true for others */
@@ -77,7 +83,7 @@ export interface ExportPinnedOptions {
   decrypt?: boolean | undefined;
 }
 
-export interface ImportPinnedOptions extends OpenPinnedOptions {
+export interface ImportPinnedOptions extends Omit<OpenPinnedOptions, "wait"> {
   /** Stores it encrypted, as `PinOptions.encrypt`. @default false */
   encrypt?: boolean | undefined;
 }
@@ -106,15 +112,21 @@ const PHASE_END = { prefill: 0.9, download: 0.95, cluster: 0.95, store: 1, resto
 export class PinnedPrompt {
   readonly id: string;
   readonly info: PinnedInfo;
+  /**
+   * Resolves when all of its pages are in memory and were checked: at once, unless it was opened with `wait: false`. Else
+   * rejects as `open` would, as do requests with it, or with `disposed` if it was closed before.
+   */
+  readonly loaded: Promise<void>;
   /** @internal Names it to the engine. */
   readonly key: string;
   readonly #client: EngineClient;
 
   /** @internal They come from `model.pin` and `model.pinned`. */
-  constructor(client: EngineClient, key: string, info: PinnedInfo) {
+  constructor(client: EngineClient, key: string, info: PinnedInfo, loaded: Promise<void>) {
     this.#client = client;
     this.key = key;
     this.info = info;
+    this.loaded = loaded;
     this.id = info.id;
   }
 
@@ -150,9 +162,11 @@ export class PinnedPrompts {
   /** Restores a stored prompt. Rejects with `storage-failed` if there is none or it is damaged, and with `cache-mismatch`. */
   async open(id: string, options: OpenPinnedOptions = {}): Promise<PinnedPrompt> {
     checkString("id", id);
-    return openPinned(this.#client, options, (signal) =>
-      this.#client.pinEvents((engine, port) => engine.openPinned(id, port), signal),
-    );
+    checkKnownNames("", checkObject("options", options), ["wait", "onProgress", "signal"]);
+    const waits = checkBoolean("wait", options.wait ?? true);
+    const start = (signal: AbortSignal | undefined) =>
+      this.#client.pinEvents((engine, port) => engine.openPinned(id, waits, port), signal);
+    return openPinned(this.#client, options, start, waits);
   }
 
   /** Removes a stored prompt, and closes it; false if there was none. */
@@ -250,28 +264,41 @@ function requestPersistence(): void {
   storage?.persist?.().catch(() => {});
 }
 
+/** `waits`: until its pages are in. */
 async function openPinned(
   client: EngineClient,
   { onProgress, signal }: OpenPinnedOptions,
   start: (signal: AbortSignal | undefined) => AsyncGenerator<PinEvent, void>,
+  waits = true,
 ): Promise<PinnedPrompt> {
   let prompt: PinnedPrompt | undefined;
   let done = 0;
-  try {
-    for await (const event of start(signal)) {
-      if (event.kind === "pinned") {
-        prompt = new PinnedPrompt(client, event.key, event.info);
-        continue;
+  let tell = (_prompt: PinnedPrompt) => {};
+  const told = new Promise<PinnedPrompt>((resolve) => {
+    tell = resolve;
+  });
+  const follow = async () => {
+    try {
+      for await (const event of start(signal)) {
+        if (event.kind === "pinned") {
+          prompt = new PinnedPrompt(client, event.key, event.info, waits ? Promise.resolve() : loaded);
+          if (!waits) tell(prompt);
+          continue;
+        }
+        const { phase, loaded: n, total } = event;
+        const from = PHASE_START[phase];
+        done = Math.max(done, from + (n / total) * (PHASE_END[phase] - from));
+        onProgress?.({ phase, loaded: n, total, progress: done });
       }
-      const { phase, loaded, total } = event;
-      const from = PHASE_START[phase];
-      done = Math.max(done, from + (loaded / total) * (PHASE_END[phase] - from));
-      onProgress?.({ phase, loaded, total, progress: done });
+    } catch (error) {
+      if (waits) await prompt?.close(); // else the engine has closed it, and knows why
+      throw error;
     }
-  } catch (error) {
-    await prompt?.close();
-    throw error;
-  }
-  if (!prompt) throw internalError("pinning ended without a prompt");
-  return prompt;
+    if (!prompt) throw internalError("pinning ended without a prompt");
+    tell(prompt);
+  };
+  // It begins after `loaded` is there to be handed on.
+  const loaded: Promise<void> = Promise.resolve().then(follow);
+  loaded.catch(() => {}); // whoever waits for it, or asks, hears of it
+  return Promise.race([told, loaded.then(() => told)]);
 }

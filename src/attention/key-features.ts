@@ -159,6 +159,25 @@ export class KeyFeatures implements CacheCompanion {
     this.#committed = nTokens;
   }
 
+  /** The keys of the first tokens come layer by layer. */
+  expect(nTokens: number): void {
+    this.#fixed.setTokens(nTokens);
+    this.#committed = nTokens;
+  }
+
+  /** Takes over what its origin, which it was forked from, has got of an expected layer since. */
+  takeLayer(layer: number, origin: KeyFeatures): void {
+    const { sums, nTokens } = origin.#layers[layer]!;
+    const used = Math.ceil(nTokens / this.shape.granule) * this.width;
+    this.#layers[layer] = {
+      sums: sums.slice(0, used),
+      nTokens,
+      committedTail: undefined,
+      chunks: { n: 0, features: new Float32Array(0) },
+    };
+    if (layer === this.shape.boundaryLayer) this.#detector = origin.#detector?.fork();
+  }
+
   /** What was committed last, or any whole number of granules. */
   restorable(nTokens: number): number {
     return nTokens === this.#committed ? nTokens : nTokens - (nTokens % this.shape.granule);
@@ -171,11 +190,11 @@ export class KeyFeatures implements CacheCompanion {
       if (state.committedTail && nTokens % granule !== 0)
         state.sums.set(state.committedTail, Math.floor(nTokens / granule) * width);
       state.committedTail = undefined;
-      state.nTokens = nTokens;
+      state.nTokens = Math.min(state.nTokens, nTokens); // less, of an expected layer that has not come
       state.chunks.n = 0;
     }
     this.#fixed.setTokens(nTokens);
-    this.#detector?.truncate(nTokens);
+    if (this.#detector && this.#detector.nTokens > nTokens) this.#detector.truncate(nTokens);
     this.#committed = nTokens;
   }
 

@@ -180,7 +180,7 @@ export class Engine {
     const promptIds = this.promptIds(request.prompt);
     const turn = await this.#enter(signal);
     try {
-      const pinned = await this.#revive(request.prompt, turn);
+      const pinned = await this.#revive(request.prompt, promptIds.length, turn);
       const job = {
         promptIds,
         pinned,
@@ -202,7 +202,7 @@ export class Engine {
     const promptIds = this.promptIds(prompt);
     const turn = await this.#enter(signal);
     try {
-      const pinned = await this.#revive(prompt, turn);
+      const pinned = await this.#revive(prompt, promptIds.length, turn);
       yield* prefillOnly(turn.context, promptIds, pinned, turn.checkpoint);
     } finally {
       turn.leave();
@@ -277,9 +277,9 @@ export class Engine {
     return { context: this.#context(ended), checkpoint: new Checkpoint(ended), signal: ended, leave };
   }
 
-  /** The pinned prompt that a request goes on. */
-  async #revive({ pinned }: Prompt, turn: Turn): Promise<Sequence | undefined> {
-    return pinned === undefined ? undefined : this.pinned.revive(pinned, turn);
+  /** The pinned prompt that a request of `nTokens` goes on. */
+  async #revive({ pinned }: Prompt, nTokens: number, turn: Turn): Promise<Sequence | undefined> {
+    return pinned === undefined ? undefined : this.pinned.revive(pinned, nTokens, turn);
   }
 
   #context(ended: AbortSignal): GenerateContext {

@@ -67,6 +67,9 @@ export class SequenceStore {
     for (const sequence of [...this.#idle, ...this.#shared]) {
       if (pinned && sequence !== pinned && sequence.pinned !== pinned) continue;
       const shared = Math.min(commonPrefix(sequence.ids, ids), ids.length - 1);
+      // Of pages that are still being read, a request waits for those that it names, and for all of them.
+      const isHere = sequence.cache.isComplete || (sequence === pinned && shared === sequence.ids.length);
+      if (!isHere) continue;
       const n = sequence.cache.restorable(shared);
       if (n > common) [best, common] = [sequence, n];
     }
@@ -81,9 +84,9 @@ export class SequenceStore {
     return fork;
   }
 
-  /** Gives a sequence back for later requests. */
+  /** Gives a sequence back for later requests. One that still lacks pages is dropped. */
   release(sequence: Sequence): void {
-    if (sequence.ids.length === 0) {
+    if (sequence.ids.length === 0 || !sequence.cache.isComplete) {
       sequence.cache.dispose();
       return;
     }

@@ -1,5 +1,7 @@
 /** Letting other messages in: a worker that computes without pause never hears of a cancellation. */
 
+import { abortable } from "../gguf/abort.ts";
+
 /** Computing for at most this long without a pause keeps an abort's latency below a frame or two. */
 const PAUSE_EVERY_MS = 16;
 
@@ -16,6 +18,13 @@ export class Checkpoint {
       this.#last = performance.now();
     }
     this.signal?.throwIfAborted();
+  }
+
+  /** Settles as `promise` does, or rejects with `signal.reason` as soon as that aborts. */
+  async wait<T>(promise: Promise<T>): Promise<T> {
+    const result = await abortable(promise, this.signal);
+    this.#last = performance.now(); // waiting let messages in
+    return result;
   }
 }
 

@@ -154,6 +154,8 @@ export class SlotPool {
 export interface CacheCompanion {
   /** All tokens up to `nTokens` are written. */
   commit(nTokens: number): void;
+  /** The first `nTokens` tokens count from now on, and are written layer by layer; `commit` says that they are. */
+  expect?(nTokens: number): void;
   /** The most tokens up to `nTokens` that `truncate` can go back to; `nTokens` itself if it was committed last. */
   restorable(nTokens: number): number;
   /** Forgets all tokens from `nTokens` on, which `restorable` returned. */
@@ -173,6 +175,7 @@ export class PagedCache {
   /** Pages before this one are sinks, or cold. */
   #nSettled = SINK_PAGES;
   #disposed = false;
+  #isComplete = true;
   #companions: CacheCompanion[] = [];
 
   constructor(private readonly pool: SlotPool) {}
@@ -180,6 +183,11 @@ export class PagedCache {
   /** Tokens cached. */
   get nTokens(): number {
     return this.#nTokens;
+  }
+
+  /** false: some of its tokens are declared, and not yet written in every layer. */
+  get isComplete(): boolean {
+    return this.#isComplete;
   }
 
   /** Slot of each logical page. */
@@ -241,6 +249,16 @@ export class PagedCache {
   async writePages(layer: number, from: number, to: number, pages: Bytes): Promise<void> {
     this.#assertLive();
     for (let page = from; page < Math.min(to, this.#slots.length); page++) this.#own(page);
+    await this.#write(layer, from, to, pages);
+  }
+
+  /** As `writePages`, for all caches that share a page: of one that is expected, and that none of them has written to. */
+  async fillPages(layer: number, from: number, to: number, pages: Bytes): Promise<void> {
+    this.#assertLive();
+    await this.#write(layer, from, to, pages);
+  }
+
+  async #write(layer: number, from: number, to: number, pages: Bytes): Promise<void> {
     const slots = this.#slots.slice(from, to);
     if (slots.length !== to - from || this.pool.store.layerBytes(slots) !== pages.byteLength)
       throw internalError(`${pages.byteLength} bytes do not fit pages ${from} to ${to}`, { layer });
@@ -295,6 +313,16 @@ export class PagedCache {
     this.pool.release(slot);
   }
 
+  /** Counts `n` reserved tokens of an empty cache that are still to be written, layer by layer; `commit` says that they are. */
+  expect(n: number): void {
+    this.#assertLive();
+    if (this.#nTokens > 0 || pageCount(n) > this.#slots.length)
+      throw internalError(`${n} tokens were expected in a cache of ${this.#nTokens}`);
+    this.#nTokens = n;
+    this.#isComplete = false;
+    for (const companion of this.#companions) companion.expect?.(n);
+  }
+
   /** Declares `n` reserved tokens written in every layer. Pages that leave the window are quantized, if the store can. */
   commit(n: number): void {
     this.#assertLive();
@@ -302,6 +330,7 @@ export class PagedCache {
       throw internalError(`commit of ${n} tokens past the reserved pages`, { nTokens: this.#nTokens });
     this.#nTokens += n;
     for (const companion of this.#companions) companion.commit(this.#nTokens);
+    this.#isComplete = true;
     const { cold } = this.pool.store;
     if (!cold?.automatic) return;
     // After `truncate` some before the window's start may be cold already.
@@ -341,6 +370,7 @@ export class PagedCache {
     const fork = new PagedCache(this.pool);
     fork.#slots = this.#slots.slice(0, pageCount(this.#nTokens));
     fork.#nTokens = this.#nTokens;
+    fork.#isComplete = this.#isComplete;
     fork.#companions = this.#companions.map((companion) => companion.fork());
     fork.#nSettled = this.#nSettled;
     for (const slot of fork.#slots) this.pool.retain(slot);

@@ -11,6 +11,7 @@ import { SQUEEZED_BLOCK } from "../attention/squeezed.ts";
 import { SqueezedPrefix } from "../attention/squeezed-prefix.ts";
 import type { AttentionOps, Ops, Tensor } from "../backend/backend.ts";
 import type { Checkpoint } from "../engine/yielding.ts";
+import { ArrivingPages } from "../kv/arriving-pages.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
 import type { ModelConfig } from "./config.ts";
 import { decoderLayer, type ForwardCall } from "./layer.ts";
@@ -60,7 +61,9 @@ export async function forward(
     using x = ops.embed(weights.tokenEmbedding, ids); // (nTokens, dModel)
     using angles = ops.ropeAngles(ropeTable(rope, pos, ids.length));
     using selector = new PageSelector(ops, attention, attentionShape(config), plan, cache, blocks);
-    const call: ForwardCall = { config, ops, attention, cache, angles, blocks, selector };
+    const arriving = cache.isComplete ? undefined : cache.companion(ArrivingPages);
+    const arrived = async (layer: number) => arriving?.bring(layer, cache, checkpoint);
+    const call: ForwardCall = { config, ops, attention, cache, angles, blocks, selector, arrived };
     for (const [layer, w] of weights.layers.entries()) {
       await decoderLayer(call, w, layer, x);
       await checkpoint.pass();

@@ -16,6 +16,8 @@ export interface ForwardCall {
   readonly angles: RopeAngles;
   readonly blocks: QueryBlocks;
   readonly selector: PageSelector;
+  /** Resolves when the layer's keys and values before the call's are in the cache. Rejects if they cannot be read. */
+  arrived(layer: number): Promise<void>;
 }
 
 /** Updates the residual stream `x` (nTokens, dModel) in place. */
@@ -38,7 +40,7 @@ export async function decoderLayer(
 
 /** q, k, v of every token, rotated; k and v join the cache; returns the attended heads (nTokens, nHeads * headDim). */
 async function selfAttention(call: ForwardCall, w: LayerWeights, layer: number, x: Tensor): Promise<Tensor> {
-  const { config, ops, attention, cache, angles, blocks, selector } = call;
+  const { config, ops, attention, cache, angles, blocks, selector, arrived } = call;
   const [q, k, v] = ops.linear(x, [
     { weight: w.q, bias: w.qBias },
     { weight: w.k, bias: w.kBias },
@@ -47,6 +49,7 @@ async function selfAttention(call: ForwardCall, w: LayerWeights, layer: number, 
   try {
     if (w.qNorm) ops.rmsNormHeadsInPlace(q!, w.qNorm, config.rmsEps);
     if (w.kNorm) ops.rmsNormHeadsInPlace(k!, w.kNorm, config.rmsEps);
+    await arrived(layer);
     selector.beforeRope(layer, k!);
     ops.ropeInPlace(q!, angles, config.headDim);
     ops.ropeInPlace(k!, angles, config.headDim);

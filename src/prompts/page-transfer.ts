@@ -35,10 +35,20 @@ export class PageTransfer {
     return bytes;
   }
 
-  /** Fills reserved pages with the bytes of a record. */
-  async give(record: KvRecord, bytes: Bytes): Promise<void> {
+  /**
+   * Fills expected pages with the bytes of a record, for the cache and its forks. `fork`: one that has a copy of its own of
+   * the last page, in which it goes on.
+   */
+  async give(record: KvRecord, bytes: Bytes, fork?: PagedCache): Promise<void> {
     const { layer, from, to } = record;
-    await this.cache.writePages(layer, from, to, this.#convert(record, bytes, "toLive"));
+    const pages = this.#convert(record, bytes, "toLive");
+    await this.cache.fillPages(layer, from, to, pages);
+    if (fork && fork.slots[to - 1] !== this.cache.slots[to - 1]) {
+      const { shape, nTokens } = this.stored;
+      const last = storedRuns(shape, nTokens, to - 1, to)[0]!;
+      const size = runBytes(shape, { ...last, format: this.cache.formatOf(to - 1) });
+      await fork.fillPages(layer, to - 1, to, pages.subarray(-size));
+    }
   }
 
   /** `pages` itself where nothing is to be done. */

@@ -10,7 +10,9 @@ import { Sequence } from "../engine/sequences.ts";
 import { InlayError } from "../errors.ts";
 import { checkFits, type GenerateContext, prefillInto } from "../generate/generate.ts";
 import type { Prompt } from "../generate/request.ts";
+import { abortable, anySignal } from "../gguf/abort.ts";
 import { httpSource } from "../gguf/http-source.ts";
+import { ArrivingPages } from "../kv/arriving-pages.ts";
 import type { AttentionPlan } from "../model/select-pages.ts";
 import { sha256 } from "../storage/digest.ts";
 import type { Bytes, PinnedInfo, PromptEntry, PromptStore } from "../storage/prompt-store.ts";
@@ -34,11 +36,13 @@ import {
 import { type PinEvent, type PinProgress, progress } from "./pin-events.ts";
 import type { PinHost, Turn } from "./pin-host.ts";
 import {
+  arrivalOf,
+  arrivalProgress,
   assertRecord,
+  beginRestore,
   type Restored,
   readManifest,
   readRecords,
-  restore,
   type StoredPrompt,
 } from "./restore.ts";
 import {
@@ -73,6 +77,8 @@ interface OpenPrompt extends StoredPrompt, Restored {
 
 export class PinnedPrompts {
   readonly #open = new Map<string, OpenPrompt>();
+  /** Why prompts were closed whose pages could not be read. */
+  readonly #failed = new Map<string, InlayError>();
   #store: PromptStore | undefined;
   #nOpened = 0;
 
@@ -115,7 +121,11 @@ export class PinnedPrompts {
       if (stored?.info.encrypted === encrypt && (await this.#isSame(stored, draft, squeeze, known))) {
         turn = await this.host.enter(outer);
         const open = yield* this.#tryRestore(stored, turn);
-        if (open) return yield* this.#deliver(await this.#keep(open, turn), turn);
+        if (open) {
+          const key = this.#keep(open, turn);
+          await this.#touch(key, turn);
+          return yield* this.#deliver(key, turn);
+        }
       }
       const clusterBytes = squeeze ? estimatedClusterBytes(draft.shape, draft.nTokens) : 0;
       await this.#stored.makeRoom(kvBytes(draft.shape, draft.nTokens) + clusterBytes);
@@ -135,7 +145,7 @@ export class PinnedPrompts {
         const entry = yield* writePrompt(this.#stored, this.#key(id), prefilled, records, encrypt, turn);
         const prompt = await readManifest(this.#stored, entry);
         const release = await this.#stored.hold(entry);
-        key = await this.#keep({ ...prompt, content, ids, sequence, release }, turn);
+        key = this.#keep({ ...prompt, content, ids, sequence, release }, turn);
       } finally {
         if (key === undefined) sequence.cache.dispose();
       }
@@ -146,10 +156,13 @@ export class PinnedPrompts {
     }
   }
 
-  /** Restores a stored prompt. Rejects with `storage-failed`, `cache-mismatch`, `context-full`. */
-  async *open(id: string, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
+  /**
+   * Restores a stored prompt. `waits`: it is told of when all of its pages are in; else when its text is, and its pages
+   * follow. Rejects with `storage-failed`, `cache-mismatch`, `context-full`.
+   */
+  async *open(id: string, waits: boolean, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
     const entry = await this.#find(id);
-    yield* this.#openEntry(entry, outer);
+    yield* this.#openEntry(entry, waits, outer);
   }
 
   /**
@@ -177,7 +190,7 @@ export class PinnedPrompts {
         };
         entry = yield* writePrompt(this.#stored, key, manifest, records(), encrypt, { signal: outer });
       }
-      yield* this.#openEntry(entry, outer);
+      yield* this.#openEntry(entry, true, outer);
     } finally {
       unlock();
     }
@@ -220,7 +233,7 @@ export class PinnedPrompts {
       const prompt = await readManifest(this.#stored, entry);
       const records: Blob[] = [];
       // Blobs one by one: a browser may keep them on disk.
-      for await (const record of readRecords(prompt, prompt.manifest.records.length))
+      for await (const record of readRecords(prompt, 0, prompt.manifest.records.length))
         records.push(new Blob([record]));
       return promptFile(prompt.head, records, prompt.sha256);
     } finally {
@@ -230,10 +243,8 @@ export class PinnedPrompts {
 
   /** Ends the use of an open prompt; what is stored stays. */
   async close(key: string): Promise<void> {
-    if (!this.#open.has(key)) return;
-    const turn = await this.host.enter(undefined);
-    this.#forget(key, turn.context);
-    turn.leave();
+    this.#failed.delete(key);
+    await this.#end(key);
   }
 
   /** The ids of a request that continues an open prompt. */
@@ -245,17 +256,20 @@ export class PinnedPrompts {
     return whole;
   }
 
-  /** The sequence of an open prompt, restored if its pages went with a lost GPU. */
-  async revive(key: string, turn: Turn): Promise<Sequence> {
+  /**
+   * The sequence of an open prompt, restored if its pages went with a lost GPU. A request of more tokens than it has waits
+   * for the pages itself; for others they are all in.
+   */
+  async revive(key: string, nTokens: number, turn: Turn): Promise<Sequence> {
     const open = this.#get(key);
     const { sequences } = turn.context;
-    if (sequences.isShared(open.sequence)) return open.sequence;
-    const restoring = this.#restore(open, turn);
-    let step = await restoring.next();
-    while (!step.done) step = await restoring.next();
-    step.value.release(); // it is held already
-    open.sequence = step.value.sequence;
-    sequences.share(open.sequence);
+    if (!sequences.isShared(open.sequence)) {
+      const restored = await resultOf(this.#restore(open, turn));
+      restored.release(); // it is held already
+      open.sequence = restored.sequence;
+      sequences.share(open.sequence);
+    }
+    if (nTokens <= open.ids.length) await resultOf(arrivalOf(open.sequence, open.manifest, turn.checkpoint));
     return open.sequence;
   }
 
@@ -278,6 +292,8 @@ export class PinnedPrompts {
   #get(key: string): OpenPrompt {
     const open = this.#open.get(key);
     if (open) return open;
+    const failure = this.#failed.get(key);
+    if (failure) throw failure;
     throw new InlayError("disposed", "this pinned prompt was closed or deleted, or belongs to another model");
   }
 
@@ -299,7 +315,7 @@ export class PinnedPrompts {
   /** The sequence to prefill: empty, or a fork of the open prompt `on`. */
   async #begin(on: string | undefined, turn: Turn): Promise<Sequence> {
     if (on === undefined) return new Sequence(turn.context.sequences.createCache());
-    const base = await this.revive(on, turn);
+    const base = await this.revive(on, 0, turn);
     const fork = new Sequence(base.cache.fork());
     fork.extend(base.ids);
     return fork;
@@ -364,13 +380,69 @@ export class PinnedPrompts {
     checkFits(nTokens, this.host.contextLength);
   }
 
-  async *#openEntry(entry: PromptEntry, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
+  async *#openEntry(entry: PromptEntry, waits: boolean, outer: AbortSignal): AsyncGenerator<PinEvent, void> {
     const turn = await this.host.enter(outer);
+    let key: string;
     try {
       const prompt = await readManifest(this.#stored, entry);
       this.#assertFits(prompt.manifest);
-      const restored = yield* this.#restore(prompt, turn);
-      yield* this.#deliver(await this.#keep({ ...prompt, ...restored }, turn), turn);
+      const restored = waits ? yield* this.#restore(prompt, turn) : await this.#beginRestore(prompt, turn);
+      key = this.#keep({ ...prompt, ...restored }, turn);
+      if (waits) await this.#touch(key, turn);
+      yield* this.#deliver(key, turn);
+    } finally {
+      turn.leave();
+    }
+    if (!waits) yield* this.#arrive(key, outer);
+  }
+
+  /** Brings what no request has brought, and tells how far the pages are. A prompt whose pages cannot be had is closed. */
+  async *#arrive(key: string, outer: AbortSignal): AsyncGenerator<PinProgress, void> {
+    const { entry, manifest, sequence } = this.#get(key);
+    const pages = sequence.cache.companion(ArrivingPages);
+    let isDone = false;
+    try {
+      while (pages && !pages.isComplete && !pages.isDropped) {
+        await this.#bringNext(pages, sequence, outer);
+        yield arrivalProgress(pages, manifest);
+      }
+      // Dropped: closed, or gone with a lost GPU.
+      if (pages?.isDropped) await this.#inTurn(outer, (turn) => this.revive(key, 0, turn));
+      await this.#stored.touch(entry);
+      isDone = true;
+    } catch (error) {
+      if (error instanceof InlayError && error.code !== "disposed") this.#failed.set(key, error);
+      throw error;
+    } finally {
+      if (!isDone) await this.#end(key);
+    }
+  }
+
+  /** Resolves when one more layer is in, by a request or here, or none will come. */
+  async #bringNext(pages: ArrivingPages, { cache }: Sequence, outer: AbortSignal): Promise<void> {
+    const layer = pages.nArrived;
+    const arrived = pages.next();
+    const isOver = new AbortController();
+    const signal = anySignal(outer, isOver.signal);
+    const bring = async ({ checkpoint }: Turn) => {
+      if (!pages.isDropped) await pages.bring(layer, cache, checkpoint);
+    };
+    const brought = abortable(pages.read(), signal).then(() => this.#inTurn(signal, bring));
+    try {
+      await Promise.race([arrived, brought]);
+    } catch (error) {
+      if (!pages.isDropped) throw error;
+    } finally {
+      isOver.abort();
+      arrived.catch(() => {});
+      brought.catch(() => {}); // it gave its turn up
+    }
+  }
+
+  async #inTurn<T>(signal: AbortSignal | undefined, f: (turn: Turn) => T | Promise<T>): Promise<T> {
+    const turn = await this.host.enter(signal);
+    try {
+      return await f(turn);
     } finally {
       turn.leave();
     }
@@ -387,11 +459,29 @@ export class PinnedPrompts {
     }
   }
 
-  /** Restores, from the pages of an open prompt where that is the same. */
-  #restore(prompt: StoredPrompt, turn: Turn): AsyncGenerator<PinProgress, Restored> {
-    const twin = [...this.#open.values()].find((open) => open.entry.pages === prompt.entry.pages);
-    const isHere = twin && turn.context.sequences.isShared(twin.sequence);
-    return restore(prompt, this.host, isHere ? twin.sequence : undefined, turn);
+  async *#restore(prompt: StoredPrompt, turn: Turn): AsyncGenerator<PinProgress, Restored> {
+    const restored = await this.#beginRestore(prompt, turn);
+    let isDone = false;
+    try {
+      yield* arrivalOf(restored.sequence, prompt.manifest, turn.checkpoint);
+      isDone = true;
+      return restored;
+    } finally {
+      if (!isDone) {
+        restored.sequence.cache.dispose();
+        restored.release();
+      }
+    }
+  }
+
+  /** Begins to restore, from the pages of an open prompt where that is the same. */
+  async #beginRestore(prompt: StoredPrompt, turn: Turn): Promise<Restored> {
+    const { sequences } = turn.context;
+    const twin = [...this.#open.values()].find(
+      ({ entry, sequence }) => entry.pages === prompt.entry.pages && sequences.isShared(sequence),
+    );
+    if (twin) await resultOf(arrivalOf(twin.sequence, twin.manifest, turn.checkpoint));
+    return beginRestore(prompt, this.host, twin?.sequence, turn);
   }
 
   /** Sorts a prefilled prompt's tokens by the clusters of their keys. */
@@ -409,15 +499,18 @@ export class PinnedPrompts {
     }
   }
 
-  /** Makes a restored prompt an open one; returns its key. */
-  async #keep(open: OpenPrompt, { context }: Turn): Promise<string> {
+  /** Notes that an open prompt is used; closes it if that fails. */
+  async #touch(key: string, { context }: Turn): Promise<void> {
     try {
-      await this.#stored.touch(open.entry);
+      await this.#stored.touch(this.#get(key).entry);
     } catch (error) {
-      open.sequence.cache.dispose();
-      open.release();
+      this.#forget(key, context);
       throw error;
     }
+  }
+
+  /** Makes a restored prompt an open one; returns its key. */
+  #keep(open: OpenPrompt, { context }: Turn): string {
     const key = `${open.entry.pages}:${++this.#nOpened}`;
     context.sequences.share(open.sequence);
     this.#open.set(key, open);
@@ -433,6 +526,10 @@ export class PinnedPrompts {
     } finally {
       if (!isDelivered) this.#forget(key, turn.context);
     }
+  }
+
+  async #end(key: string): Promise<void> {
+    if (this.#open.has(key)) await this.#inTurn(undefined, ({ context }) => this.#forget(key, context));
   }
 
   #forget(key: string, { sequences }: GenerateContext): void {
@@ -463,6 +560,14 @@ function squeezeRequest(
       { option: base.squeezed ? "on" : "sparsity", value: base.squeezed ? base.id : sparsity },
     );
   return sparsity > 0 && nTokens >= LEAST_SQUEEZED_TOKENS ? { sparsity, maxMissing } : undefined;
+}
+
+/** What a generator returns, whatever it yields before. */
+async function resultOf<T>(generator: AsyncGenerator<unknown, T>): Promise<T> {
+  for (;;) {
+    const step = await generator.next();
+    if (step.done) return step.value;
+  }
 }
 
 /** Prefills `ids`, the first of a prompt's `total` tokens. */

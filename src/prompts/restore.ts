@@ -1,26 +1,34 @@
-/** Reading a stored prompt, every byte checked: into a cache, or record by record. */
+/** Reading a stored prompt, every byte checked: into a cache, layer by layer, or record by record. */
 
+import { KeyFeatures } from "../attention/key-features.ts";
 import { Sequence, withRoom } from "../engine/sequences.ts";
-import type { InlayError } from "../errors.ts";
+import type { Checkpoint } from "../engine/yielding.ts";
+import { type InlayError, internalError } from "../errors.ts";
+import { ArrivingPages, type LayerSource } from "../kv/arriving-pages.ts";
+import type { PagedCache } from "../kv/paged-cache.ts";
 import { sha256 } from "../storage/digest.ts";
 import type { Bytes, PromptEntry, PromptStore } from "../storage/prompt-store.ts";
 import { decodeContent, type PinnedContent } from "./content.ts";
 import { manifestDamaged, readHead } from "./file.ts";
 import {
+  CONTENT_RECORD,
   damaged,
   FIRST_KV_RECORD,
   firstSqueezedRecord,
+  type KvRecord,
   kvBytes,
   kvRecords,
   type PromptManifest,
 } from "./manifest.ts";
+import type { PageFeatures } from "./page-features.ts";
 import { PageTransfer } from "./page-transfer.ts";
 import { type PinProgress, progress } from "./pin-events.ts";
 import { featuresOf, type PinHost, type Turn } from "./pin-host.ts";
 import { keyGone, type Seal, sealOf } from "./seal.ts";
 
-/** Read from the store at a time, about. */
-const READ_BYTES = 4 << 20;
+/** Read from the store at a time, about, and how many times ahead of what is used. */
+const READ_BYTES = 2 << 20;
+const READ_AHEAD = 4;
 
 /** A prompt in a store, its manifest read. */
 export interface StoredPrompt {
@@ -34,7 +42,7 @@ export interface StoredPrompt {
   readonly seal: Seal | undefined;
 }
 
-/** A prompt read into a cache, and held in its store. */
+/** A prompt in a cache, in which its pages may still be arriving, and held in its store. */
 export interface Restored {
   readonly content: PinnedContent;
   readonly ids: Uint32Array;
@@ -58,51 +66,39 @@ export async function readManifest(store: PromptStore, entry: PromptEntry): Prom
 }
 
 /**
- * Reads a stored prompt into a cache of its own, in the order of its layers. `twin`: a cache that has its pages already,
- * which are shared then.
+ * Begins to read a stored prompt into a cache of its own: text, tokens and clusters are there then, and the pages arrive. `twin`:
+ * a cache that has its pages already, which are shared then.
  */
-export async function* restore(
+export async function beginRestore(
   prompt: StoredPrompt,
   host: PinHost,
   twin: Sequence | undefined,
-  turn: Turn,
-): AsyncGenerator<PinProgress, Restored> {
+  { context: { sequences } }: Pick<Turn, "context">,
+): Promise<Restored> {
   const { store, entry, manifest } = prompt;
-  const { sequences } = turn.context;
   const { shape, nTokens } = manifest;
   const release = await store.hold(entry);
   const sequence = new Sequence(twin ? twin.cache.fork() : sequences.createCache());
   const { cache } = sequence;
   let isDone = false;
   try {
-    const records = readRecords(prompt, twin ? FIRST_KV_RECORD : firstSqueezedRecord(manifest));
-    const next = async () => (await records.next()).value as Bytes;
-    const content = decodeContent(await next());
-    const ids = idsOf(await next());
-    if (!twin) {
+    const firstSqueezed = firstSqueezedRecord(manifest);
+    const head = readChecked(prompt, CONTENT_RECORD, FIRST_KV_RECORD);
+    const pages = twin ? undefined : readRecords(prompt, FIRST_KV_RECORD, firstSqueezed);
+    const clusters =
+      manifest.squeezed && !twin ? readChecked(prompt, firstSqueezed, manifest.records.length) : [];
+    const [[content, ids], layers] = await Promise.all([head, clusters]);
+    sequence.extend(idsOf(ids!));
+    if (pages) {
       await withRoom(sequences, async () => cache.reserveCoded(nTokens, shape.cold ?? undefined));
-      const transfer = new PageTransfer(cache, manifest, host.pages);
       const features = featuresOf(host, manifest);
       if (features) cache.attach(features.features);
-      if (manifest.squeezed) {
-        const clusters = await readChecked(prompt, firstSqueezedRecord(manifest), manifest.records.length);
-        cache.attach(host.squeezer.prefix(manifest, manifest.squeezed, clusters));
-      }
-      const total = kvBytes(shape, nTokens);
-      let loaded = 0;
-      for (const record of kvRecords(shape, nTokens)) {
-        await turn.checkpoint.pass();
-        const bytes = await next();
-        await transfer.give(record, bytes);
-        features?.add(record, bytes);
-        loaded += record.byteLength;
-        yield progress("restore", loaded, total);
-      }
-      cache.commit(nTokens);
+      if (manifest.squeezed) cache.attach(host.squeezer.prefix(manifest, manifest.squeezed, layers));
+      const transfer = new PageTransfer(cache, manifest, host.pages);
+      ArrivingPages.expect(cache, nTokens, new StoredLayers(manifest, pages, transfer, features));
     }
-    sequence.extend(ids);
     isDone = true;
-    return { content, ids, sequence, release };
+    return { content: decodeContent(content!), ids: idsOf(ids!), sequence, release };
   } finally {
     if (!isDone) {
       cache.dispose();
@@ -111,22 +107,102 @@ export async function* restore(
   }
 }
 
-/** The first `n` records, every byte checked; while some are used the next are read. */
-export async function* readRecords(prompt: StoredPrompt, n: number): AsyncGenerator<Bytes, void> {
+/** Waits for the pages that still arrive in a cache; yields how far they are. */
+export async function* arrivalOf(
+  { cache }: Sequence,
+  { shape, nTokens }: PromptManifest,
+  checkpoint: Checkpoint,
+): AsyncGenerator<PinProgress, void> {
+  const pages = cache.isComplete ? undefined : cache.companion(ArrivingPages);
+  while (pages && !pages.isComplete) {
+    await pages.bring(pages.nArrived, cache, checkpoint);
+    await checkpoint.pass();
+    yield arrivalProgress(pages, { shape, nTokens });
+  }
+}
+
+/** How far they are, in bytes. */
+export function arrivalProgress(
+  { nArrived }: ArrivingPages,
+  { shape, nTokens }: Pick<PromptManifest, "shape" | "nTokens">,
+): PinProgress {
+  const total = kvBytes(shape, nTokens);
+  return progress("restore", (total / shape.nLayers) * nArrived, total);
+}
+
+/** The pages of a stored prompt, layer by layer. */
+class StoredLayers implements LayerSource {
+  readonly nLayers: number;
+  readonly #layers: readonly (readonly KvRecord[])[];
+  #next = 0;
+  /** Those of the next layer. */
+  #read: Promise<Bytes[]> | undefined;
+
+  /** `records`: of all pages, in order. */
+  constructor(
+    { shape, nTokens }: PromptManifest,
+    private readonly records: AsyncGenerator<Bytes, void>,
+    private readonly transfer: PageTransfer,
+    private readonly features: PageFeatures | undefined,
+  ) {
+    this.nLayers = shape.nLayers;
+    const layers: KvRecord[][] = Array.from({ length: shape.nLayers }, () => []);
+    for (const record of kvRecords(shape, nTokens)) layers[record.layer]!.push(record);
+    this.#layers = layers;
+    this.read().catch(() => {}); // it counts when it is waited for
+  }
+
+  read(): Promise<Bytes[]> {
+    this.#read ??= this.#readLayer(this.#layers[this.#next]!.length);
+    return this.#read;
+  }
+
+  async write(_owner: PagedCache, fork: PagedCache | undefined): Promise<void> {
+    const bytes = await this.read();
+    for (const [i, record] of this.#layers[this.#next]!.entries()) {
+      await this.transfer.give(record, bytes[i]!, fork);
+      this.features?.add(record, bytes[i]!);
+    }
+    if (this.features) fork?.companion(KeyFeatures)?.takeLayer(this.#next, this.features.features);
+    this.#next++;
+    this.#read = undefined;
+  }
+
+  /** What is being read is not waited for. */
+  end(): void {
+    void this.records.return();
+  }
+
+  async #readLayer(nRecords: number): Promise<Bytes[]> {
+    const bytes: Bytes[] = [];
+    while (bytes.length < nRecords) {
+      const { value, done } = await this.records.next();
+      if (done) throw internalError("the pages of a pinned prompt ended early");
+      bytes.push(value);
+    }
+    return bytes;
+  }
+}
+
+/** Records [from, to), every byte checked; while some are used the next are read. */
+export async function* readRecords(
+  prompt: StoredPrompt,
+  from: number,
+  to: number,
+): AsyncGenerator<Bytes, void> {
   const { records } = prompt.manifest;
-  const read = (from: number) => {
-    let to = from;
-    for (let bytes = 0; to < n && bytes < READ_BYTES; to++) bytes += records[to]!.byteLength;
-    const checked = readChecked(prompt, from, to);
-    checked.catch(() => {}); // it counts when it is waited for
-    return { to, checked };
-  };
-  for (let part = read(0); ; ) {
-    const bytes = await part.checked;
-    const isLast = part.to === n;
-    if (!isLast) part = read(part.to);
-    yield* bytes;
-    if (isLast) return;
+  const parts: Promise<Bytes[]>[] = [];
+  for (let next = from; ; ) {
+    while (next < to && parts.length < READ_AHEAD) {
+      const first = next;
+      for (let bytes = 0; next < to && bytes < READ_BYTES; next++) bytes += records[next]!.byteLength;
+      const checked = readChecked(prompt, first, next);
+      checked.catch(() => {}); // it counts when it is waited for
+      parts.push(checked);
+    }
+    const part = parts.shift();
+    if (!part) return;
+    yield* await part;
   }
 }
 

@@ -109,8 +109,8 @@ export interface EngineApi {
   prefill(prompt: Prompt, port: MessagePort): void;
   /** Prefills and stores a prompt, or opens it if it is stored; events go over `port`. */
   pin(request: PinRequest, port: MessagePort): void;
-  /** Opens a stored prompt; events go over `port`. */
-  openPinned(id: string, port: MessagePort): void;
+  /** Opens a stored prompt; events go over `port`. `waits`: it is told of when it is all there, else its pages follow. */
+  openPinned(id: string, waits: boolean, port: MessagePort): void;
   /** Stores and opens an `.inlaykv` file; a text is the absolute URL of one. Events go over `port`. */
   importPinned(source: Blob | string, encrypt: boolean, port: MessagePort): void;
   closePinned(key: string): Promise<void>;

@@ -52,8 +52,8 @@ export function serveEngine(setup: ServerSetup, endpoint?: Endpoint): void {
     pin(request, port) {
       void sendEvents(port, (signal) => loaded().pinned.pin(request, signal));
     },
-    openPinned(id, port) {
-      void sendEvents(port, (signal) => loaded().pinned.open(id, signal));
+    openPinned(id, waits, port) {
+      void sendEvents(port, (signal) => loaded().pinned.open(id, waits, signal));
     },
     importPinned(source, encrypt, port) {
       void sendEvents(port, (signal) => loaded().pinned.import(source, encrypt, signal));

@@ -54,7 +54,7 @@ const pin = (engine: Engine, request: Partial<PinRequest> = {}) =>
       never,
     ),
   );
-const open = (engine: Engine) => opened(engine.pinned.open("book", never));
+const open = (engine: Engine) => opened(engine.pinned.open("book", true, never));
 
 const QUESTION: Prompt = { kind: "ids", ids: Uint32Array.from({ length: 21 }, (_, i) => 40 + 3 * i) };
 
@@ -156,7 +156,7 @@ describe("a pinned prompt with a sparsity", () => {
     const entry = (await store.list()).find(({ info }) => info.id === "secret")!;
     await engine.dispose();
     const again = await load(store);
-    const reopened = await opened(again.pinned.open("secret", never));
+    const reopened = await opened(again.pinned.open("secret", true, never));
     assert.equal(reopened.info.sparsity, secret.info.sparsity);
     assert.deepEqual(await answer(again, reopened.key), expected);
     await again.dispose();

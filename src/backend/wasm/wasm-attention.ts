@@ -56,21 +56,26 @@ class WasmSlotStore implements SlotStore {
 
   read(layer: number, slots: readonly number[]): Uint8Array<ArrayBuffer> {
     const pages = new Uint8Array(this.layerBytes(slots));
-    for (const { bytes, at } of this.#places(layer, slots)) pages.set(bytes, at);
+    const { u8 } = this.wasm;
+    this.#eachPlace(layer, slots, (ptr, at, size) => pages.set(u8.subarray(ptr, ptr + size), at));
     return pages;
   }
 
   write(layer: number, slots: readonly number[], pages: Uint8Array): void {
-    for (const { bytes, at } of this.#places(layer, slots))
-      bytes.set(pages.subarray(at, at + bytes.byteLength));
+    const { u8 } = this.wasm;
+    this.#eachPlace(layer, slots, (ptr, at, size) => u8.set(pages.subarray(at, at + size), ptr));
   }
 
-  /** The bytes of each slot's layer in the heap, and where they are in all of them together. */
-  *#places(layer: number, slots: readonly number[]) {
+  /** Where the bytes of each slot's layer are in the heap, and `at` in all of them together. */
+  #eachPlace(
+    layer: number,
+    slots: readonly number[],
+    visit: (ptr: number, at: number, size: number) => void,
+  ): void {
     let at = 0;
     for (const slot of slots) {
       const size = this.#layerBytes(this.cold.formatOf(slot) ?? this.format);
-      yield { bytes: this.wasm.bytes(slot - (slot % 4) + layer * size, size), at };
+      visit(slot - (slot % 4) + layer * size, at, size);
       at += size;
     }
   }
