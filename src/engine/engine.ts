@@ -340,8 +340,8 @@ function promptShape({ config, device }: EngineParts): PromptShape {
   const { nLayers, nKvHeads, headDim } = config;
   const { kvFormat } = device;
   const coding = isQuantized(kvFormat)
-    ? { format: "f32" as const, cold: kvFormat }
-    : { format: kvFormat, cold: null };
+    ? { format: "f32" as const, cold: kvFormat, wide: null }
+    : { format: kvFormat, cold: null, wide: null };
   return { nLayers, nKvHeads, headDim, ...coding };
 }
 

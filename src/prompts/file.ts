@@ -11,7 +11,13 @@
 import { InlayError } from "../errors.ts";
 import { fromHex, sha256, toHex } from "../storage/digest.ts";
 import type { Bytes } from "../storage/prompt-store.ts";
-import { damaged, FORMAT_VERSION, type PromptManifest, parseManifest } from "./manifest.ts";
+import {
+  damaged,
+  FORMAT_VERSION,
+  type PromptManifest,
+  parseManifest,
+  READABLE_VERSIONS,
+} from "./manifest.ts";
 
 const MAGIC = new TextEncoder().encode("INLAYKV\0");
 const PREFIX_BYTES = MAGIC.byteLength + 8;
@@ -88,10 +94,10 @@ function manifestBytes(prefix: Uint8Array): number {
     );
   const view = new DataView(prefix.buffer, prefix.byteOffset);
   const version = view.getUint32(MAGIC.byteLength, true);
-  if (version !== FORMAT_VERSION)
+  if (!READABLE_VERSIONS.includes(version))
     throw new InlayError(
       "cache-mismatch",
-      `the pinned prompt has format version ${version}; this version of Inlay reads ${FORMAT_VERSION}: pin it again`,
+      `the pinned prompt has format version ${version}; this version of Inlay reads ${READABLE_VERSIONS.join(" and ")}: pin it again`,
       { version, supported: FORMAT_VERSION },
     );
   const length = view.getUint32(MAGIC.byteLength + 4, true);

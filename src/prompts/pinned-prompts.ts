@@ -14,7 +14,7 @@ import { httpSource } from "../gguf/http-source.ts";
 import type { AttentionPlan } from "../model/select-pages.ts";
 import { sha256 } from "../storage/digest.ts";
 import type { Bytes, PinnedInfo, PromptEntry, PromptStore } from "../storage/prompt-store.ts";
-import { chooseCoding, type PinBits } from "./coding.ts";
+import { type CodingChoice, chooseCoding, isCodedSo, type PinBits } from "./coding.ts";
 import {
   assertContinues,
   continuePinned,
@@ -95,13 +95,8 @@ export class PinnedPrompts {
         { option: "on", id: base.manifest.id },
       );
     checkFits(ids.length, this.host.contextLength);
-    const draft = this.#draft(
-      id,
-      content,
-      ids,
-      chooseCoding(this.host.shape, request.bits, base?.manifest),
-      base?.manifest,
-    );
+    const choice = chooseCoding(this.host.shape, request.bits, base?.manifest);
+    const draft = this.#draft(id, content, ids, choice.coding, base?.manifest);
     const squeeze = this.host.squeezer.isOfUse
       ? squeezeRequest(request, ids.length, base?.manifest)
       : undefined;
@@ -112,7 +107,7 @@ export class PinnedPrompts {
     try {
       const stored = await this.#stored.get(this.#key(id));
       const known = [await sha256(contentBytes), await sha256(idBytes)];
-      if (stored?.info.encrypted === encrypt && (await this.#isSame(stored, draft, squeeze, known))) {
+      if (stored?.info.encrypted === encrypt && (await this.#isSame(stored, draft, choice, squeeze, known))) {
         turn = await this.host.enter(outer);
         const open = yield* this.#tryRestore(stored, turn);
         if (open) return yield* this.#deliver(await this.#keep(open, turn), turn);
@@ -342,6 +337,7 @@ export class PinnedPrompts {
   async #isSame(
     entry: PromptEntry,
     draft: PromptManifest,
+    choice: CodingChoice,
     squeeze: SqueezeRequest | undefined,
     known: readonly string[],
   ): Promise<boolean> {
@@ -349,8 +345,7 @@ export class PinnedPrompts {
     return (
       manifest !== undefined &&
       manifest.attention === draft.attention &&
-      manifest.shape.format === draft.shape.format &&
-      manifest.shape.cold === draft.shape.cold &&
+      isCodedSo(manifest.shape, choice) &&
       manifest.squeezed?.sparsity === squeeze?.sparsity &&
       manifest.squeezed?.maxMissing === squeeze?.maxMissing &&
       known.every((digest, i) => manifest.records[i]!.sha256 === digest)

@@ -7,6 +7,7 @@ import type { Bytes, PromptEntry, PromptStore } from "../storage/prompt-store.ts
 import { decodeContent, type PinnedContent } from "./content.ts";
 import { manifestDamaged, readHead } from "./file.ts";
 import {
+  coldFormat,
   damaged,
   FIRST_KV_RECORD,
   firstSqueezedRecord,
@@ -80,7 +81,7 @@ export async function* restore(
     const content = decodeContent(await next());
     const ids = idsOf(await next());
     if (!twin) {
-      await withRoom(sequences, async () => cache.reserveCoded(nTokens, shape.cold ?? undefined));
+      await withRoom(sequences, async () => cache.reserveCoded(nTokens, coldFormat(shape)));
       const transfer = new PageTransfer(cache, manifest, host.pages);
       const features = featuresOf(host, manifest);
       if (features) cache.attach(features.features);
