@@ -22,11 +22,11 @@ export class LayerPages {
     this.#nPages = bytes.byteLength / this.#offsets.at(-1)!;
   }
 
-  /** A copy of the pages of one KV head, one after the other. */
-  gather(head: number): Bytes {
+  /** A copy of pages of one KV head, one after the other. @default all of them */
+  gather(head: number, pages: readonly number[] = Array.from({ length: this.#nPages }, (_, i) => i)): Bytes {
     const size = this.#offsets[head + 1]! - this.#offsets[head]!;
-    const own = new Uint8Array(this.#nPages * size);
-    for (let page = 0; page < this.#nPages; page++) own.set(this.#page(page, head), page * size);
+    const own = new Uint8Array(pages.length * size);
+    for (const [i, page] of pages.entries()) own.set(this.#page(page, head), i * size);
     return own;
   }
 

@@ -11,6 +11,7 @@ import { InlayError } from "../errors.ts";
 import { checkFits, type GenerateContext, prefillInto } from "../generate/generate.ts";
 import type { Prompt } from "../generate/request.ts";
 import { httpSource } from "../gguf/http-source.ts";
+import { SINK_PAGES, settledPages } from "../kv/quantize.ts";
 import type { AttentionPlan } from "../model/select-pages.ts";
 import { sha256 } from "../storage/digest.ts";
 import type { Bytes, PinnedInfo, PromptEntry, PromptStore } from "../storage/prompt-store.ts";
@@ -30,6 +31,7 @@ import {
   type ModelIdentity,
   type PageCoding,
   type PromptManifest,
+  type PromptShape,
 } from "./manifest.ts";
 import { type PinEvent, type PinProgress, progress } from "./pin-events.ts";
 import type { PinHost, Turn } from "./pin-host.ts";
@@ -54,7 +56,7 @@ import { prefilledRecords, writePrompt } from "./write.ts";
 export interface PinRequest {
   readonly id: string;
   readonly content: PinnedContent;
-  /** undefined: as the cache quantizes its pages, or DEFAULT_BITS where it does not. */
+  /** undefined: as the cache quantizes its pages; where it does not, 2, but 4 for heads that would lose too much. */
   readonly bits: PinBits | undefined;
   /** Share of its keys that answers leave out, 0 to below 1. @default 0 */
   readonly sparsity?: number | undefined;
@@ -119,12 +121,15 @@ export class PinnedPrompts {
       let key: string | undefined;
       try {
         const start = performance.now();
-        const watch = squeeze && this.host.squeezer.watch(ids.length);
-        if (watch) yield* prefillPart(turn, sequence, ids.subarray(0, watch.before), ids.length);
+        const isTried = choice.isAutomatic && settledPages(ids.length) > SINK_PAGES;
+        const watch = squeeze || isTried ? this.host.squeezer.watch(ids.length, base?.ids.length) : undefined;
+        if (watch && watch.before > sequence.ids.length)
+          yield* prefillPart(turn, sequence, ids.subarray(0, watch.before), ids.length);
         yield* prefillPart(turn, sequence, ids, ids.length, watch?.queries.observe);
         const prefillSeconds = draft.prefillSeconds + (performance.now() - start) / 1000;
-        const squeezed = watch && (yield* this.#squeeze(sequence, squeeze!, watch.queries, turn));
-        const prefilled = { ...draft, prefillSeconds, squeezed: squeezed?.info ?? null };
+        const squeezed = squeeze && (yield* this.#squeeze(sequence, squeeze, watch!.queries, turn));
+        const shape = isTried ? await this.#tryBits(draft, sequence, watch!.queries, turn) : draft.shape;
+        const prefilled = { ...draft, shape, prefillSeconds, squeezed: squeezed?.info ?? null };
         const parts = { content: contentBytes, ids: idBytes, clusters: squeezed?.records ?? [] };
         const records = prefilledRecords(parts, prefilled, sequence, this.host);
         const entry = yield* writePrompt(this.#stored, this.#key(id), prefilled, records, encrypt, turn);
@@ -402,6 +407,19 @@ export class PinnedPrompts {
       if (step.done) return step.value;
       yield progress("cluster", step.value, this.host.shape.nLayers);
     }
+  }
+
+  /** How a prefilled prompt is to be stored; makes room for heads that take more than 2 bits. */
+  async #tryBits(
+    { shape, nTokens }: PromptManifest,
+    { cache }: Sequence,
+    queries: WindowQueries,
+    { checkpoint }: Turn,
+  ): Promise<PromptShape> {
+    const wide = await this.host.bitsChooser.wideHeads(cache, queries, checkpoint);
+    const tried = { ...shape, wide };
+    if (wide.length > 0) await this.#stored.makeRoom(kvBytes(tried, nTokens));
+    return tried;
   }
 
   /** Makes a restored prompt an open one; returns its key. */

@@ -90,10 +90,13 @@ export class Squeezer {
     return this.shape.window.some((window) => window === undefined);
   }
 
-  /** The tokens of a prompt before its observation window, and what is to watch the rest being prefilled. */
-  watch(nTokens: number): { before: number; queries: WindowQueries } {
-    const before = nTokens - CALIBRATION_TOKENS;
-    return { before, queries: new WindowQueries(this.shape, before) };
+  /**
+   * The tokens of a prompt before its observation window, and what is to watch the rest being prefilled. `nKnown`: first
+   * tokens that are not prefilled.
+   */
+  watch(nTokens: number, nKnown = 0): { before: number; queries: WindowQueries } {
+    const before = Math.max(nKnown, nTokens - CALIBRATION_TOKENS);
+    return { before, queries: new WindowQueries(this.shape, before, nTokens - before) };
   }
 
   /** Clusters and sorts the tokens of `cache`; yields the number of layers that are done. Throws `invalid-model`, `out-of-memory`. */
