@@ -11,6 +11,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/estimate.h"
 #include "kernels/matmul.h"
+#include "kernels/output_error.h"
 #include "kernels/pool.h"
 #include "kernels/weights.h"
 #include "kv/page_codec.h"
@@ -93,6 +94,8 @@ void kv_append_rows(const AttendCall* call, const float* k, const float* v) {
 }
 
 INLAY_EXPORT(attend_pages) int attend_pages(const AttendCall* call) { return attend(*call); }
+
+INLAY_EXPORT(attention_output_errors) int attention_output_errors(const OutputErrorCall* call) { return output_errors(*call); }
 
 // ---- what selection policies see --------------------------------------------------------------------------
 

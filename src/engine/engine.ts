@@ -31,6 +31,7 @@ import { ropeSpec } from "../model/rope.ts";
 import { type TensorInventory, takeInventory } from "../model/tensor-names.ts";
 import { loadWeights } from "../model/weights.ts";
 import { type EngineOptions, type LoadProgress, resolveContextLength } from "../options.ts";
+import { BitsChooser } from "../prompts/choose-bits.ts";
 import type { ModelIdentity, PromptShape } from "../prompts/manifest.ts";
 import type { Turn } from "../prompts/pin-host.ts";
 import { PinnedPrompts } from "../prompts/pinned-prompts.ts";
@@ -167,6 +168,7 @@ export class Engine {
       rope: model.rope,
       pages,
       squeezer: new Squeezer(attentionShape(config), config.attentionScale, wasm, pages),
+      bitsChooser: new BitsChooser(attentionShape(config), config.attentionScale, wasm, pages),
       contextLength,
       encode: (prompt) => parts.prompts.encode(prompt),
       decode: (ids) => tokenizer.decode(ids, { special: true }),
@@ -340,8 +342,8 @@ function promptShape({ config, device }: EngineParts): PromptShape {
   const { nLayers, nKvHeads, headDim } = config;
   const { kvFormat } = device;
   const coding = isQuantized(kvFormat)
-    ? { format: "f32" as const, cold: kvFormat }
-    : { format: kvFormat, cold: null };
+    ? { format: "f32" as const, cold: kvFormat, wide: null }
+    : { format: kvFormat, cold: null, wide: null };
   return { nLayers, nKvHeads, headDim, ...coding };
 }
 

@@ -8,7 +8,8 @@
  */
 
 import { InlayError, internalError } from "../errors.ts";
-import { type CacheFormat, PAGE_TOKENS, type PageFormat, pageCount } from "./page.ts";
+import { type ColdFormat, isSameFormat, type SlotFormat } from "./mixed-format.ts";
+import { PAGE_TOKENS, type PageFormat, pageCount } from "./page.ts";
 import { type QuantizedFormat, SINK_PAGES, settledPages } from "./quantize.ts";
 
 /** Storage of slots on one device. */
@@ -23,8 +24,8 @@ export interface SlotStore {
   copy(from: number, to: number, nTokens: number): void;
   /** How hot slots are stored. */
   readonly format: PageFormat;
-  /** Bytes of one layer of these slots: of each all KV heads, of each its K page and its V page. */
-  layerBytes(slots: readonly number[]): number;
+  /** Bytes of a layer of these slots: of each all KV heads, of each its K page and its V page. */
+  layerBytes(layer: number, slots: readonly number[]): number;
   /** Copies one layer of `slots` out: (slots, nKvHeads, K then V), each slot in its own format. */
   read(layer: number, slots: readonly number[]): Bytes | Promise<Bytes>;
   /** Overwrites one layer of `slots` with what `read` returned. */
@@ -37,19 +38,19 @@ export interface SlotStore {
 export interface ColdSlots {
   /** What pages become when they leave the window; undefined: they stay as they are. */
   readonly automatic: QuantizedFormat | undefined;
-  /** What pages can be coded in here. */
-  readonly formats: readonly QuantizedFormat[];
+  /** Whether pages can be coded so here. */
+  canCode(format: ColdFormat): boolean;
   /** Bytes of one cold slot. */
-  slotBytes(format: QuantizedFormat): number;
+  slotBytes(format: ColdFormat): number;
   /** How a slot is coded; undefined: it is hot. */
-  formatOf(slot: number): QuantizedFormat | undefined;
+  formatOf(slot: number): ColdFormat | undefined;
   /** A new cold slot, for `write`. Throws `out-of-memory`. */
-  allocate(format: QuantizedFormat): number;
+  allocate(format: ColdFormat): number;
   /**
    * A new cold slot with the tokens of hot slot `slot`, which is logical page `page` of its cache.
    * Throws `out-of-memory`, or `invalid-model` naming layer and page where an element is not finite.
    */
-  freeze(slot: number, format: QuantizedFormat, page: number): number;
+  freeze(slot: number, format: ColdFormat, page: number): number;
   /** A new hot slot with what cold slot `slot` stands for. Throws `out-of-memory`. */
   thaw(slot: number): number;
 }
@@ -81,7 +82,7 @@ export class SlotPool {
   }
 
   /** A new slot: hot, or cold for pages that are coded already. */
-  allocate(format?: QuantizedFormat): number {
+  allocate(format?: ColdFormat): number {
     const { store } = this;
     if (format !== undefined && !store.cold)
       throw internalError("a store without cold slots was asked for one");
@@ -110,11 +111,11 @@ export class SlotPool {
   }
 
   /** Moves one user of a hot slot, logical page `page`, to the cold slot that replaces it; forks share that one too. */
-  freeze(slot: number, format: QuantizedFormat, page: number): number {
+  freeze(slot: number, format: ColdFormat, page: number): number {
     const { cold } = this.store;
     if (!cold) throw internalError("a store without cold slots was asked to quantize");
     const twin = this.#twins.get(slot);
-    if (twin !== undefined && cold.formatOf(twin) === format) {
+    if (twin !== undefined && isSameFormat(cold.formatOf(twin), format)) {
       this.retain(twin);
       this.release(slot);
       return twin;
@@ -230,7 +231,7 @@ export class PagedCache {
   }
 
   /** How a page is stored. */
-  formatOf(page: number): CacheFormat {
+  formatOf(page: number): SlotFormat {
     const { store } = this.pool;
     return store.cold?.formatOf(this.#slots[page]!) ?? store.format;
   }
@@ -260,27 +261,27 @@ export class PagedCache {
 
   async #write(layer: number, from: number, to: number, pages: Bytes): Promise<void> {
     const slots = this.#slots.slice(from, to);
-    if (slots.length !== to - from || this.pool.store.layerBytes(slots) !== pages.byteLength)
+    if (slots.length !== to - from || this.pool.store.layerBytes(layer, slots) !== pages.byteLength)
       throw internalError(`${pages.byteLength} bytes do not fit pages ${from} to ${to}`, { layer });
     await this.pool.store.write(layer, slots, pages);
   }
 
   /** Codes the pages that are neither sinks nor in the window, where the store can; others stay as they are. */
-  quantize(format: QuantizedFormat): void {
+  quantize(format: ColdFormat): void {
     this.#assertLive();
     const { cold } = this.pool.store;
-    if (cold?.formats.includes(format)) this.#freeze(cold, format, SINK_PAGES);
+    if (cold?.canCode(format)) this.#freeze(cold, format, SINK_PAGES);
   }
 
   /**
    * Makes room for `n` tokens in an empty cache; with `cold`, pages that will be neither sinks nor in the window are
    * coded so, where the store can.
    */
-  reserveCoded(n: number, cold: QuantizedFormat | undefined): void {
+  reserveCoded(n: number, cold: ColdFormat | undefined): void {
     this.#assertLive();
     if (this.#slots.length > 0)
       throw internalError(`a cache with ${this.#nTokens} tokens was asked to be restored`);
-    const canCode = cold !== undefined && this.pool.store.cold?.formats.includes(cold);
+    const canCode = cold !== undefined && this.pool.store.cold?.canCode(cold);
     const settled = canCode ? settledPages(n) : 0;
     for (let page = 0; page < pageCount(n); page++)
       this.#slots.push(this.pool.allocate(page >= SINK_PAGES && page < settled ? cold : undefined));
@@ -339,7 +340,7 @@ export class PagedCache {
   }
 
   /** Codes the hot pages from `from` to the window. */
-  #freeze(cold: ColdSlots, format: QuantizedFormat, from: number): void {
+  #freeze(cold: ColdSlots, format: ColdFormat, from: number): void {
     const settled = settledPages(this.#nTokens);
     for (let page = from; page < settled; page++) {
       const slot = this.#slots[page]!;

@@ -11,6 +11,7 @@ import { PageConverter } from "../backend/wasm/page-converter.ts";
 import type { WasmOps } from "../backend/wasm/wasm-ops.ts";
 import type { GpuOps } from "../backend/webgpu/gpu-ops.ts";
 import type { GpuPairAttention } from "../backend/webgpu/gpu-pair-attention.ts";
+import { headFormats } from "../kv/mixed-format.ts";
 import { pageCount } from "../kv/page.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
 import { type AttentionPlan, PageSelector } from "../model/select-pages.ts";
@@ -96,7 +97,8 @@ async function write(
   const n = pageCount(length);
   cache.reserve(length);
   const bytes = await near.readPages(0, 0, n);
-  await cache.writePages(0, 0, n, pages.convert(bytes, near.formatOf(0), cache.formatOf(0)));
+  const [from, to] = [near, cache].map((of) => headFormats(of.formatOf(0), 0, 1)[0]!);
+  await cache.writePages(0, 0, n, pages.convert(bytes, from!, to!));
   cache.commit(length);
 }
 

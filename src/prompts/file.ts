@@ -11,7 +11,13 @@
 import { InlayError } from "../errors.ts";
 import { fromHex, sha256, toHex } from "../storage/digest.ts";
 import type { Bytes } from "../storage/prompt-store.ts";
-import { damaged, FORMAT_VERSION, type PromptManifest, parseManifest } from "./manifest.ts";
+import {
+  damaged,
+  FORMAT_VERSION,
+  type PromptManifest,
+  parseManifest,
+  READABLE_VERSIONS,
+} from "./manifest.ts";
 
 const MAGIC = new TextEncoder().encode("INLAYKV\0");
 const PREFIX_BYTES = MAGIC.byteLength + 8;
@@ -35,7 +41,15 @@ export async function writeHead(manifest: PromptManifest): Promise<{ head: Bytes
 export async function readHead(head: Bytes, digest: string): Promise<PromptManifest> {
   manifestBytes(head.subarray(0, PREFIX_BYTES));
   if ((await sha256(head)) !== digest) throw manifestDamaged();
-  return parseManifest(new TextDecoder().decode(head.subarray(PREFIX_BYTES)));
+  return parseManifest(jsonOf(head), versionOf(head));
+}
+
+function jsonOf(head: Bytes): string {
+  return new TextDecoder().decode(head.subarray(PREFIX_BYTES));
+}
+
+function versionOf(prefix: Uint8Array): number {
+  return new DataView(prefix.buffer, prefix.byteOffset).getUint32(MAGIC.byteLength, true);
 }
 
 export function manifestDamaged(): InlayError {
@@ -68,9 +82,8 @@ export async function openPromptFile(file: Blob): Promise<PromptFile> {
   // Checked before the trailer is looked for: where that lies follows from the manifest.
   const headDigest = await sha256(head);
   const trailer = toHex(await bytes(file.size - DIGEST_BYTES, file.size));
-  const json = new TextDecoder().decode(head.subarray(PREFIX_BYTES));
-  if (headDigest !== trailer) throw truncatedOrDamaged(file.size, head.byteLength, json);
-  const manifest = parseManifest(json);
+  if (headDigest !== trailer) throw truncatedOrDamaged(file.size, head);
+  const manifest = parseManifest(jsonOf(head), versionOf(head));
   const offsets = [head.byteLength];
   for (const { byteLength } of manifest.records) offsets.push(offsets.at(-1)! + byteLength);
   const size = offsets.at(-1)! + DIGEST_BYTES;
@@ -86,25 +99,24 @@ function manifestBytes(prefix: Uint8Array): number {
       `this is not an .inlaykv file: it starts with the bytes ${toHex(prefix.subarray(0, 8)) || "(none)"} ` +
         'instead of "INLAYKV"',
     );
-  const view = new DataView(prefix.buffer, prefix.byteOffset);
-  const version = view.getUint32(MAGIC.byteLength, true);
-  if (version !== FORMAT_VERSION)
+  const version = versionOf(prefix);
+  if (!READABLE_VERSIONS.includes(version))
     throw new InlayError(
       "cache-mismatch",
-      `the pinned prompt has format version ${version}; this version of Inlay reads ${FORMAT_VERSION}: pin it again`,
+      `the pinned prompt has format version ${version}; this version of Inlay reads ${READABLE_VERSIONS.join(" and ")}: pin it again`,
       { version, supported: FORMAT_VERSION },
     );
-  const length = view.getUint32(MAGIC.byteLength + 4, true);
+  const length = new DataView(prefix.buffer, prefix.byteOffset).getUint32(MAGIC.byteLength + 4, true);
   if (length > MAX_MANIFEST_BYTES)
     throw damaged(`the manifest of the pinned prompt claims ${length} bytes`, { length });
   return length;
 }
 
 /** A wrong trailer is a truncated file if the manifest, should it be sound, asks for more bytes. */
-function truncatedOrDamaged(size: number, headBytes: number, json: string): InlayError {
+function truncatedOrDamaged(size: number, head: Bytes): InlayError {
   try {
-    const { records } = parseManifest(json);
-    const needed = records.reduce((sum, { byteLength }) => sum + byteLength, headBytes + DIGEST_BYTES);
+    const { records } = parseManifest(jsonOf(head), versionOf(head));
+    const needed = records.reduce((sum, { byteLength }) => sum + byteLength, head.byteLength + DIGEST_BYTES);
     if (size < needed) return truncated(size, needed);
   } catch (error) {
     if (!(error instanceof InlayError)) throw error;

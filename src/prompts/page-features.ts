@@ -8,9 +8,11 @@
 
 import { type FeatureShape, KeyFeatures } from "../attention/key-features.ts";
 import type { PageConverter } from "../backend/wasm/page-converter.ts";
-import { PAGE_TOKENS } from "../kv/page.ts";
+import { headFormats, MixedFormat, type SlotFormat } from "../kv/mixed-format.ts";
+import { type CacheFormat, PAGE_TOKENS } from "../kv/page.ts";
 import { type RopeSpec, ropeTable } from "../model/rope.ts";
-import { type KvRecord, type PageRun, runBytes, storedRuns } from "./manifest.ts";
+import { convertLayer } from "./layer-pages.ts";
+import { type KvRecord, runBytes, storedRuns } from "./manifest.ts";
 import type { StoredPages } from "./page-transfer.ts";
 
 type Bytes = Uint8Array<ArrayBuffer>;
@@ -36,18 +38,27 @@ export class PageFeatures {
     const { shape, nTokens } = this.stored;
     let at = 0;
     for (const run of storedRuns(shape, nTokens, from, to)) {
-      const size = runBytes(shape, run);
-      const pages = bytes.subarray(at, at + size);
+      const size = runBytes(shape, layer, run);
+      const { pages, format } = this.#uniform(layer, bytes.subarray(at, at + size), run.format);
       const first = run.from * PAGE_TOKENS;
       const count = Math.min(run.to * PAGE_TOKENS, nTokens) - first;
       if (layer === this.features.shape.boundaryLayer)
-        this.features.appendBoundaryKeys(this.#keysBeforeRope(pages, run, first, count));
+        this.features.appendBoundaryKeys(this.#keysBeforeRope(pages, format, first, count));
       // What lies past the last token of a stored page is zero, and adds nothing.
-      this.converter.withKeySums(pages, run.format, this.features.shape.granule, (keySums) =>
+      this.converter.withKeySums(pages, format, this.features.shape.granule, (keySums) =>
         this.features.append(layer, count, (ends, sums) => this.#copySums(keySums, ends.length, sums)),
       );
       at += size;
     }
+  }
+
+  /** Pages of one format: those of mixed heads as f32. */
+  #uniform(layer: number, pages: Bytes, format: SlotFormat): { pages: Bytes; format: CacheFormat } {
+    if (!(format instanceof MixedFormat)) return { pages, format };
+    const { nKvHeads, headDim } = this.stored.shape;
+    const f32 = headFormats("f32", layer, nKvHeads);
+    const formats = headFormats(format, layer, nKvHeads);
+    return { pages: convertLayer(this.converter, headDim, pages, formats, f32), format: "f32" };
   }
 
   /** From (nPages, nKvHeads, granules of a page, headDim) to (nRuns, nKvHeads, headDim); see PoolRuns. */
@@ -62,7 +73,7 @@ export class PageFeatures {
   }
 
   /** Keys of `nTokens` tokens from `position` on, (nTokens, nKvHeads * headDim): undoes the rotation times a magnitude. */
-  #keysBeforeRope(pages: Bytes, { format }: PageRun, position: number, nTokens: number): Float32Array {
+  #keysBeforeRope(pages: Bytes, format: CacheFormat, position: number, nTokens: number): Float32Array {
     const { width } = this.features;
     const rows = new Float32Array(nTokens * width);
     this.converter.withKeys(pages, format, (keys) => {

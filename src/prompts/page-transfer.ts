@@ -1,8 +1,10 @@
 /** Pages between a cache and the records of a stored prompt, whatever the two are coded in. */
 
 import type { PageConverter } from "../backend/wasm/page-converter.ts";
+import { headFormats } from "../kv/mixed-format.ts";
 import { clearPastTokens, PAGE_TOKENS, pageCount } from "../kv/page.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
+import { convertLayer } from "./layer-pages.ts";
 import { type KvRecord, type PromptShape, runBytes, storedRuns } from "./manifest.ts";
 
 type Bytes = Uint8Array<ArrayBuffer>;
@@ -46,29 +48,32 @@ export class PageTransfer {
     if (fork && fork.slots[to - 1] !== this.cache.slots[to - 1]) {
       const { shape, nTokens } = this.stored;
       const last = storedRuns(shape, nTokens, to - 1, to)[0]!;
-      const size = runBytes(shape, { ...last, format: this.cache.formatOf(to - 1) });
+      const size = runBytes(shape, layer, { ...last, format: this.cache.formatOf(to - 1) });
       await fork.fillPages(layer, to - 1, to, pages.subarray(-size));
     }
   }
 
   /** `pages` itself where nothing is to be done. */
-  #convert({ from, to }: KvRecord, pages: Bytes, direction: "toStored" | "toLive"): Bytes {
+  #convert({ layer, from, to }: KvRecord, pages: Bytes, direction: "toStored" | "toLive"): Bytes {
     const { shape, nTokens } = this.stored;
+    const { nKvHeads, headDim } = shape;
     const parts: Bytes[] = [];
     let at = 0;
     for (const run of storedRuns(shape, nTokens, from, to)) {
       // A cache has all pages of a run in one format: either it codes them as they are stored, or it cannot.
       const live = this.cache.formatOf(run.from);
       const [source, target] = direction === "toStored" ? [live, run.format] : [run.format, live];
-      const size = runBytes(shape, { ...run, format: source });
-      parts.push(this.converter.convert(pages.subarray(at, at + size), source, target));
+      const size = runBytes(shape, layer, { ...run, format: source });
+      const [ofSource, ofTarget] = [source, target].map((format) => headFormats(format, layer, nKvHeads));
+      const part = pages.subarray(at, at + size);
+      parts.push(convertLayer(this.converter, headDim, part, ofSource!, ofTarget!));
       at += size;
     }
     const isSame = parts.every((part) => part.buffer === pages.buffer);
     const result = isSame ? pages : concat(parts);
     const past = nTokens - (to - 1) * PAGE_TOKENS;
     if (direction === "toStored" && to === pageCount(nTokens) && past < PAGE_TOKENS) {
-      const last = runBytes(shape, { from: to - 1, to, format: shape.format });
+      const last = runBytes(shape, layer, { from: to - 1, to, format: shape.format });
       clearPastTokens(result.subarray(-last), shape, past);
     }
     return result;

@@ -7,6 +7,7 @@ import type { Prompt } from "../generate/request.ts";
 import type { RopeSpec } from "../model/rope.ts";
 import type { AttentionPlan } from "../model/select-pages.ts";
 import type { PromptStore } from "../storage/prompt-store.ts";
+import type { BitsChooser } from "./choose-bits.ts";
 import type { ModelIdentity, PromptManifest, PromptShape } from "./manifest.ts";
 import { PageFeatures } from "./page-features.ts";
 import type { Squeezer } from "./squeeze.ts";
@@ -31,6 +32,7 @@ export interface PinHost {
   readonly rope: RopeSpec;
   readonly pages: PageConverter;
   readonly squeezer: Squeezer;
+  readonly bitsChooser: BitsChooser;
   readonly contextLength: number;
   encode(prompt: Prompt): Uint32Array;
   decode(ids: Uint32Array): string;

@@ -13,10 +13,11 @@ import type { Prompt } from "../generate/request.ts";
 import { abortable, anySignal } from "../gguf/abort.ts";
 import { httpSource } from "../gguf/http-source.ts";
 import { ArrivingPages } from "../kv/arriving-pages.ts";
+import { SINK_PAGES, settledPages } from "../kv/quantize.ts";
 import type { AttentionPlan } from "../model/select-pages.ts";
 import { sha256 } from "../storage/digest.ts";
 import type { Bytes, PinnedInfo, PromptEntry, PromptStore } from "../storage/prompt-store.ts";
-import { chooseCoding, type PinBits } from "./coding.ts";
+import { type CodingChoice, chooseCoding, isCodedSo, type PinBits } from "./coding.ts";
 import {
   assertContinues,
   continuePinned,
@@ -32,6 +33,7 @@ import {
   type ModelIdentity,
   type PageCoding,
   type PromptManifest,
+  type PromptShape,
 } from "./manifest.ts";
 import { type PinEvent, type PinProgress, progress } from "./pin-events.ts";
 import type { PinHost, Turn } from "./pin-host.ts";
@@ -58,7 +60,7 @@ import { prefilledRecords, writePrompt } from "./write.ts";
 export interface PinRequest {
   readonly id: string;
   readonly content: PinnedContent;
-  /** undefined: as the cache quantizes its pages, or DEFAULT_BITS where it does not. */
+  /** undefined: as the cache quantizes its pages; where it does not, 2, but 4 for heads that would lose too much. */
   readonly bits: PinBits | undefined;
   /** Share of its keys that answers leave out, 0 to below 1. @default 0 */
   readonly sparsity?: number | undefined;
@@ -101,13 +103,8 @@ export class PinnedPrompts {
         { option: "on", id: base.manifest.id },
       );
     checkFits(ids.length, this.host.contextLength);
-    const draft = this.#draft(
-      id,
-      content,
-      ids,
-      chooseCoding(this.host.shape, request.bits, base?.manifest),
-      base?.manifest,
-    );
+    const choice = chooseCoding(this.host.shape, request.bits, base?.manifest);
+    const draft = this.#draft(id, content, ids, choice.coding, base?.manifest);
     const squeeze = this.host.squeezer.isOfUse
       ? squeezeRequest(request, ids.length, base?.manifest)
       : undefined;
@@ -118,7 +115,7 @@ export class PinnedPrompts {
     try {
       const stored = await this.#stored.get(this.#key(id));
       const known = [await sha256(contentBytes), await sha256(idBytes)];
-      if (stored?.info.encrypted === encrypt && (await this.#isSame(stored, draft, squeeze, known))) {
+      if (stored?.info.encrypted === encrypt && (await this.#isSame(stored, draft, choice, squeeze, known))) {
         turn = await this.host.enter(outer);
         const open = yield* this.#tryRestore(stored, turn);
         if (open) {
@@ -134,12 +131,15 @@ export class PinnedPrompts {
       let key: string | undefined;
       try {
         const start = performance.now();
-        const watch = squeeze && this.host.squeezer.watch(ids.length);
-        if (watch) yield* prefillPart(turn, sequence, ids.subarray(0, watch.before), ids.length);
+        const isTried = choice.isAutomatic && settledPages(ids.length) > SINK_PAGES;
+        const watch = squeeze || isTried ? this.host.squeezer.watch(ids.length, base?.ids.length) : undefined;
+        if (watch && watch.before > sequence.ids.length)
+          yield* prefillPart(turn, sequence, ids.subarray(0, watch.before), ids.length);
         yield* prefillPart(turn, sequence, ids, ids.length, watch?.queries.observe);
         const prefillSeconds = draft.prefillSeconds + (performance.now() - start) / 1000;
-        const squeezed = watch && (yield* this.#squeeze(sequence, squeeze!, watch.queries, turn));
-        const prefilled = { ...draft, prefillSeconds, squeezed: squeezed?.info ?? null };
+        const squeezed = squeeze && (yield* this.#squeeze(sequence, squeeze, watch!.queries, turn));
+        const shape = isTried ? await this.#tryBits(draft, sequence, watch!.queries, turn) : draft.shape;
+        const prefilled = { ...draft, shape, prefillSeconds, squeezed: squeezed?.info ?? null };
         const parts = { content: contentBytes, ids: idBytes, clusters: squeezed?.records ?? [] };
         const records = prefilledRecords(parts, prefilled, sequence, this.host);
         const entry = yield* writePrompt(this.#stored, this.#key(id), prefilled, records, encrypt, turn);
@@ -358,6 +358,7 @@ export class PinnedPrompts {
   async #isSame(
     entry: PromptEntry,
     draft: PromptManifest,
+    choice: CodingChoice,
     squeeze: SqueezeRequest | undefined,
     known: readonly string[],
   ): Promise<boolean> {
@@ -365,8 +366,7 @@ export class PinnedPrompts {
     return (
       manifest !== undefined &&
       manifest.attention === draft.attention &&
-      manifest.shape.format === draft.shape.format &&
-      manifest.shape.cold === draft.shape.cold &&
+      isCodedSo(manifest.shape, choice) &&
       manifest.squeezed?.sparsity === squeeze?.sparsity &&
       manifest.squeezed?.maxMissing === squeeze?.maxMissing &&
       known.every((digest, i) => manifest.records[i]!.sha256 === digest)
@@ -497,6 +497,19 @@ export class PinnedPrompts {
       if (step.done) return step.value;
       yield progress("cluster", step.value, this.host.shape.nLayers);
     }
+  }
+
+  /** How a prefilled prompt is to be stored; makes room for heads that take more than 2 bits. */
+  async #tryBits(
+    { shape, nTokens }: PromptManifest,
+    { cache }: Sequence,
+    queries: WindowQueries,
+    { checkpoint }: Turn,
+  ): Promise<PromptShape> {
+    const wide = await this.host.bitsChooser.wideHeads(cache, queries, checkpoint);
+    const tried = { ...shape, wide };
+    if (wide.length > 0) await this.#stored.makeRoom(kvBytes(tried, nTokens));
+    return tried;
   }
 
   /** Notes that an open prompt is used; closes it if that fails. */

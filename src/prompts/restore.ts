@@ -12,6 +12,7 @@ import { decodeContent, type PinnedContent } from "./content.ts";
 import { manifestDamaged, readHead } from "./file.ts";
 import {
   CONTENT_RECORD,
+  coldFormat,
   damaged,
   FIRST_KV_RECORD,
   firstSqueezedRecord,
@@ -90,7 +91,7 @@ export async function beginRestore(
     const [[content, ids], layers] = await Promise.all([head, clusters]);
     sequence.extend(idsOf(ids!));
     if (pages) {
-      await withRoom(sequences, async () => cache.reserveCoded(nTokens, shape.cold ?? undefined));
+      await withRoom(sequences, async () => cache.reserveCoded(nTokens, coldFormat(shape)));
       const features = featuresOf(host, manifest);
       if (features) cache.attach(features.features);
       if (manifest.squeezed) cache.attach(host.squeezer.prefix(manifest, manifest.squeezed, layers));

@@ -26,9 +26,11 @@ import type { WasmModule } from "../backend/wasm/module.ts";
 import type { PageConverter } from "../backend/wasm/page-converter.ts";
 import type { Checkpoint } from "../engine/yielding.ts";
 import { InlayError } from "../errors.ts";
+import { headFormats } from "../kv/mixed-format.ts";
 import { type CacheFormat, PAGE_TOKENS } from "../kv/page.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
-import { SINK_PAGES, settledPages, wholePageBytes } from "../kv/quantize.ts";
+import { SINK_PAGES, settledPages } from "../kv/quantize.ts";
+import { LayerPages } from "./layer-pages.ts";
 import type { PromptManifest, PromptShape } from "./manifest.ts";
 import { clusteredEnd, type HeadSizes, type SqueezedInfo } from "./squeezed-info.ts";
 import { decodeClusters, encodeClusters } from "./squeezed-records.ts";
@@ -89,10 +91,13 @@ export class Squeezer {
     return this.shape.window.some((window) => window === undefined);
   }
 
-  /** The tokens of a prompt before its observation window, and what is to watch the rest being prefilled. */
-  watch(nTokens: number): { before: number; queries: WindowQueries } {
-    const before = nTokens - CALIBRATION_TOKENS;
-    return { before, queries: new WindowQueries(this.shape, before) };
+  /**
+   * The tokens of a prompt before its observation window, and what is to watch the rest being prefilled. `nKnown`: first
+   * tokens that are not prefilled.
+   */
+  watch(nTokens: number, nKnown = 0): { before: number; queries: WindowQueries } {
+    const before = Math.max(nKnown, nTokens - CALIBRATION_TOKENS);
+    return { before, queries: new WindowQueries(this.shape, before, nTokens - before) };
   }
 
   /** Clusters and sorts the tokens of `cache`; yields the number of layers that are done. Throws `invalid-model`, `out-of-memory`. */
@@ -210,27 +215,23 @@ export class Squeezer {
   async #sortLayer(cache: PagedCache, layer: number, checkpoint: Checkpoint): Promise<LayerClusters> {
     const { nKvHeads, headDim } = this.shape;
     const settled = settledPages(cache.nTokens);
-    const sinkFormat = cache.formatOf(0);
-    const format = cache.formatOf(SINK_PAGES);
-    const sinks = await cache.readPages(layer, 0, SINK_PAGES);
+    const sinkFormats = headFormats(cache.formatOf(0), layer, nKvHeads);
+    const formats = headFormats(cache.formatOf(SINK_PAGES), layer, nKvHeads);
+    const sinks = new LayerPages(await cache.readPages(layer, 0, SINK_PAGES), sinkFormats, headDim);
     const pages = await cache.readPages(layer, SINK_PAGES, settled);
+    const rows = new LayerPages(pages, formats, headDim);
     const heads: HeadClusters[] = [];
     for (let head = 0; head < nKvHeads; head++) {
       await checkpoint.pass();
-      const rows = new HeadPages(pages, format, nKvHeads, head, headDim);
-      const f32 = this.pages.convert(rows.gather(), format, "f32").slice();
+      const f32 = this.pages.convert(rows.gather(head), formats[head]!, "f32").slice();
       const nKeys = (settled - SINK_PAGES) * PAGE_TOKENS;
       const made = this.#clusters.sort(f32, {
         nFine: Math.max(1, Math.round(nKeys / CLUSTER_KEYS)),
         nCoarse: Math.max(1, Math.round(nKeys / COARSE_KEYS)),
         passes: PASSES,
       });
-      rows.scatter(this.pages.convert(f32, "f32", format));
-      const sinkKeys = this.#keysOf(
-        new HeadPages(sinks, sinkFormat, nKvHeads, head, headDim).gather(),
-        sinkFormat,
-      );
-      heads.push(withSinks(made, sinkKeys));
+      rows.scatter(head, this.pages.convert(f32, "f32", formats[head]!));
+      heads.push(withSinks(made, this.#keysOf(sinks.gather(head), sinkFormats[head]!)));
     }
     await cache.writePages(layer, SINK_PAGES, settled, pages);
     return heads;
@@ -270,41 +271,6 @@ function addScores(
         else calibration.add(sigma[at + e]!, counts[e]!);
       }
     }
-  }
-}
-
-/** The pages of one KV head among those of a layer, (nPages, nKvHeads, K then V). */
-class HeadPages {
-  readonly #size: number;
-  readonly #nPages: number;
-
-  constructor(
-    private readonly pages: Bytes,
-    format: CacheFormat,
-    private readonly nKvHeads: number,
-    private readonly head: number,
-    headDim: number,
-  ) {
-    this.#size = wholePageBytes(format, headDim);
-    this.#nPages = pages.byteLength / (nKvHeads * this.#size);
-  }
-
-  /** A copy of them, one after the other. */
-  gather(): Bytes {
-    const own = new Uint8Array(this.#nPages * this.#size);
-    for (let page = 0; page < this.#nPages; page++) own.set(this.#page(page), page * this.#size);
-    return own;
-  }
-
-  /** Puts them back. */
-  scatter(own: Bytes): void {
-    for (let page = 0; page < this.#nPages; page++)
-      this.#page(page).set(own.subarray(page * this.#size, (page + 1) * this.#size));
-  }
-
-  #page(page: number): Bytes {
-    const at = (page * this.nKvHeads + this.head) * this.#size;
-    return this.pages.subarray(at, at + this.#size);
   }
 }
 

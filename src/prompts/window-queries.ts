@@ -1,4 +1,7 @@
-/** The queries of a prompt's last tokens, kept while it is prefilled: what its clusters' thresholds are calibrated with. */
+/**
+ * The queries of a prompt's last tokens, kept while it is prefilled: its clusters' thresholds are calibrated with them, and
+ * tried is what they lose when keys and values are coded.
+ */
 
 import type { LayerObservation } from "../attention/observer.ts";
 import type { AttentionShape } from "../attention/policy.ts";
@@ -7,17 +10,18 @@ import type { AttentionShape } from "../attention/policy.ts";
 export const CALIBRATION_TOKENS = 100;
 
 export class WindowQueries {
-  /** Per layer, (CALIBRATION_TOKENS, nHeads, headDim), after RoPE. */
+  /** Per layer, (count, nHeads, headDim), after RoPE. */
   readonly layers: readonly Float32Array[];
   readonly #width: number;
 
-  /** Of a prompt whose kept tokens begin at `from`. */
+  /** Of `count` tokens from position `from` on. */
   constructor(
     { nLayers, nHeads, headDim }: AttentionShape,
-    private readonly from: number,
+    readonly from: number,
+    readonly count: number = CALIBRATION_TOKENS,
   ) {
     this.#width = nHeads * headDim;
-    this.layers = Array.from({ length: nLayers }, () => new Float32Array(CALIBRATION_TOKENS * this.#width));
+    this.layers = Array.from({ length: nLayers }, () => new Float32Array(count * this.#width));
   }
 
   /** An AttentionObserver. A call that is repeated, after a GPU was lost, replaces what it gave. */

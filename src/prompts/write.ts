@@ -3,9 +3,16 @@
 import type { Sequence } from "../engine/sequences.ts";
 import { sha256 } from "../storage/digest.ts";
 import type { Bytes, PromptEntry, PromptStore } from "../storage/prompt-store.ts";
-import { bitsOf } from "./coding.ts";
+import { averageBits } from "./coding.ts";
 import { writeHead } from "./file.ts";
-import { describeModel, kvBytes, kvRecords, type PromptManifest, type RecordInfo } from "./manifest.ts";
+import {
+  coldFormat,
+  describeModel,
+  kvBytes,
+  kvRecords,
+  type PromptManifest,
+  type RecordInfo,
+} from "./manifest.ts";
 import { PageTransfer } from "./page-transfer.ts";
 import { type PinProgress, progress } from "./pin-events.ts";
 import { featuresOf, type PinHost, type Turn } from "./pin-host.ts";
@@ -27,7 +34,8 @@ export async function* prefilledRecords(
   host: PinHost,
 ): AsyncGenerator<Bytes, void> {
   const { shape, nTokens } = draft;
-  if (shape.cold) cache.quantize(shape.cold);
+  const cold = coldFormat(shape);
+  if (cold) cache.quantize(cold);
   yield content;
   yield ids;
   const transfer = new PageTransfer(cache, draft, host.pages);
@@ -70,11 +78,11 @@ export async function* writePrompt(
     const manifest: PromptManifest = { ...draft, records: written };
     const plain = await writeHead(manifest);
     const head = seal ? await seal.close("head", plain.head) : plain.head;
-    const { id, nTokens: tokens, raw, createdAt, model, shape, attention, prefillSeconds } = manifest;
+    const { id, nTokens: tokens, raw, createdAt, model, attention, prefillSeconds } = manifest;
     const info = {
       id,
       tokens,
-      bits: bitsOf(shape),
+      bits: averageBits(manifest),
       sparsity: manifest.squeezed?.sparsity ?? 0,
       attention,
       prefillSeconds,

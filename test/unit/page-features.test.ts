@@ -100,6 +100,7 @@ describe("key features of pages", async () => {
             ...{ nLayers: 2, nKvHeads: 2, headDim: 16 },
             format: isCold ? "f16" : format,
             cold: isCold ? "q8" : null,
+            wide: null,
           };
           const stored = { shape, nTokens: N_TOKENS };
           const built = new PageFeatures({ granule, boundaryLayer: 1 }, stored, rope, converter);
@@ -108,7 +109,7 @@ describe("key features of pages", async () => {
           for (const record of kvRecords(shape, N_TOKENS)) {
             const parts = storedRuns(shape, N_TOKENS, record.from, record.to).map((run) => {
               const pages = f32.subarray(run.from * pageSize, run.to * pageSize);
-              return converter.convert(pages, "f32", run.format);
+              return converter.convert(pages, "f32", run.format as CacheFormat);
             });
             built.add(record, new Uint8Array(Buffer.concat(parts)));
           }

@@ -271,7 +271,9 @@ describe("a long pinned prompt", () => {
       [2, 6.5, 8.5],
     ] as const) {
       const { info, kv, probability } = await probe(bits);
-      assert.equal(info.bits, bits);
+      // Ranges take a bit, sinks and window are f16.
+      assert.ok(info.bits > bits + 1 && info.bits < bits + 2.5, `${info.bits} bits on average`);
+      assert.ok(Math.abs(info.bits / exact.info.bits - info.byteLength / exact.info.byteLength) < 0.01);
       const ratio = exact.info.byteLength / info.byteLength;
       assert.ok(ratio > least && ratio < most, `${bits} bits: ${ratio} times fewer bytes than f32`);
       assert.ok(kv < exact.kv / (least * 0.7), `${kv} of ${exact.kv} bytes in memory`);
@@ -337,7 +339,8 @@ describe("a long pinned prompt", () => {
   test("bits that a quantizing cache does not have are refused", async () => {
     const engine = await loadLong(new MemoryPromptStore(), { kvCache: { format: "q8" } });
     await assert.rejects(pin(engine, CHAT, { bits: 4 }), inlayError("invalid-option", /"q8" has 8 already/));
-    assert.equal((await pin(engine, CHAT, { bits: 8 })).info.bits, 8);
+    const long = await pin(engine, longText(500), { bits: 8 });
+    assert.ok(long.info.bits > 8 && long.info.bits < 14, `${long.info.bits}`);
     await engine.dispose();
   });
 });
@@ -502,7 +505,7 @@ describe("damage and mismatch", () => {
     for (const record of await store.read(entry, 0, 4)) await writer.write(record!);
     await writer.commit({ ...entry, head, sha256: await sha256(head), pages: writer.pages });
     const other = await load(store);
-    await assert.rejects(open(other), inlayError("cache-mismatch", /format version 3; .* reads 2/));
+    await assert.rejects(open(other), inlayError("cache-mismatch", /format version 4; .* reads 2 and 3/));
     const again = await pin(other);
     assert.ok(again.phases.includes("prefill"));
     assert.deepEqual(await answer(other, again.key), expected);

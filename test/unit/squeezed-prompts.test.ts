@@ -305,6 +305,17 @@ describe("a pinned prompt with a sparsity", () => {
           /lacks fields/.test(error.message),
       );
     }
+    const { head } = await writeHead(file.manifest);
+    head[8] = 2; // the format version, whose clusters had no spreads
+    await assert.rejects(
+      readHead(head, await sha256(head)),
+      (error) =>
+        error instanceof InlayError &&
+        error.code === "cache-mismatch" &&
+        /"book" has clusters of format version 2; this version of Inlay reads those of 3: pin it again/.test(
+          error.message,
+        ),
+    );
     await engine.dispose();
   });
 });

@@ -18,7 +18,9 @@ import { PageConverter } from "../../src/backend/wasm/page-converter.ts";
 import { WasmOps } from "../../src/backend/wasm/wasm-ops.ts";
 import { Checkpoint } from "../../src/engine/yielding.ts";
 import { InlayError } from "../../src/errors.ts";
-import { type QuantizedFormat, settledPages } from "../../src/kv/quantize.ts";
+import { type ColdFormat, headFormats, MixedFormat } from "../../src/kv/mixed-format.ts";
+import { settledPages } from "../../src/kv/quantize.ts";
+import { convertLayer } from "../../src/prompts/layer-pages.ts";
 import { type Squeezed, type SqueezeRequest, Squeezer } from "../../src/prompts/squeeze.ts";
 import { clusteredEnd } from "../../src/prompts/squeezed-info.ts";
 import { decodeClusters } from "../../src/prompts/squeezed-records.ts";
@@ -54,6 +56,10 @@ const SCALE = 16 ** -0.5;
 /** Keys that are neither sinks nor in the window. */
 const CLUSTERED = clusteredEnd(PROMPT) - SINK_ENTRIES;
 const isClustered = (token: number) => token >= SINK_ENTRIES && token < SINK_ENTRIES + CLUSTERED;
+/** KV head 0 has 2 bits, KV head 1 has 4. */
+const MIXED = new MixedFormat([1]);
+const nameOf = (format: ColdFormat | undefined) =>
+  format instanceof MixedFormat ? "mixed" : (format ?? "f32");
 const HALF: SqueezeRequest = { sparsity: 0.5, maxMissing: 1 };
 
 const variant = cannotRun("relaxed") ? "simd" : "relaxed";
@@ -113,8 +119,8 @@ const policyOf = (index: ClusterIndex, threshold: number, rest: Partial<Squeezed
 describe("squeezed attention", () => {
   const rows = randomSequence(CASE, TOTAL, seeded(3));
 
-  for (const cold of [undefined, "q8", "q4", "q2"] as const)
-    test(`with a threshold of -Infinity equals dense attention, ${cold ? `${cold} pages` : "of the unsorted prompt"}`, async () => {
+  for (const cold of [undefined, "q8", "q4", "q2", MIXED] as const)
+    test(`with a threshold of -Infinity equals dense attention, ${cold ? `${nameOf(cold)} pages` : "of the unsorted prompt"}`, async () => {
       for (const [qLen, blockSize] of [
         [1, 1],
         [19, 8],
@@ -122,7 +128,7 @@ describe("squeezed attention", () => {
         const reference = await prefilled(rows);
         // Quantized, tokens share ranges with the others of their page: those of the sorted prompt are others.
         if (cold) await reference.squeeze();
-        const code = (cache: typeof reference.cache, format: QuantizedFormat | undefined) =>
+        const code = (cache: typeof reference.cache, format: ColdFormat | undefined) =>
           format && cache.quantize(format);
         code(reference.cache, cold);
         const expected = await reference.attend(qLen, blockSize);
@@ -138,8 +144,8 @@ describe("squeezed attention", () => {
       }
     });
 
-  for (const cold of [undefined, "q4", "q2"] as const)
-    test(`reads exactly the selected keys, ${cold ?? "f32"} pages: parts of pages give what whole pages with masks do`, async () => {
+  for (const cold of [undefined, "q4", "q2", MIXED] as const)
+    test(`reads exactly the selected keys, ${nameOf(cold)} pages: parts of pages give what whole pages with masks do`, async () => {
       const { ops, cache, attend, pages, squeeze } = await prefilled(rows);
       const squeezed = await squeeze({ sparsity: 0.8, maxMissing: 1 });
       if (cold) cache.quantize(cold);
@@ -164,7 +170,8 @@ describe("squeezed attention", () => {
         [settledPages(PROMPT), cache.slots.length],
       ] as const) {
         const stored = await cache.readPages(0, from, to);
-        const f32 = new Float32Array(pages.convert(stored, cache.formatOf(from), "f32").slice().buffer);
+        const formats = headFormats(cache.formatOf(from), 0, 2);
+        const f32 = new Float32Array(convertLayer(pages, 16, stored, formats, ["f32", "f32"]).slice().buffer);
         for (let page = from; page < to; page++)
           for (let h = 0; h < 2; h++)
             for (let t = 0; t < 32 && page * 32 + t <= PROMPT; t++)

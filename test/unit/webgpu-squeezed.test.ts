@@ -237,7 +237,7 @@ describe("a pinned prompt with a sparsity on device webgpu", { skip }, () => {
     await wasm.dispose();
     return { store, expected };
   };
-  const open = (engine: Engine) => opened(engine.pinned.open("book", never));
+  const open = (engine: Engine) => opened(engine.pinned.open("book", true, never));
   const answer = async (engine: Engine, key: string) => {
     const { ids, end } = await collect(
       engine.generate({ ...greedy([], ANSWER), prompt: { ...QUESTION, pinned: key } }),

@@ -3,7 +3,9 @@
 // A page holds 32 tokens of one layer and KV head: K transposed (head_dim, 32), then V (32, head_dim), in f32 or
 // f16. A slot holds the pages of all layers and KV heads for the same 32 tokens; the page table gives each logical
 // page's slot address. Slots that are still written ("hot") are all f32 or all f16; older ones may be quantized ("cold",
-// see wasm/kv/page_codec.h), each in a format of its own, which the lowest two bits of its address say.
+// see wasm/kv/page_codec.h), each in a format of its own, which the lowest three bits of its address say. A cold slot whose
+// heads differ ("mixed") begins with a table, u32 (n_layers, n_kv_heads): bytes from the slot's start to the head's page,
+// plus the tag of its format.
 #pragma once
 
 #include <cstddef>
@@ -15,6 +17,15 @@ constexpr int kPageTokens = 32;
 constexpr int kMaxHeadDim = 256;
 
 enum PageFormat : uint32_t { kPageF32 = 0, kPageF16 = 1, kPageQ8 = 2, kPageQ4 = 3, kPageQ2 = 4 };
+
+// Of a slot's address.
+constexpr uint32_t kMixedTag = 4;
+
+// A quantized page of one KV head: its K half, then its V half.
+struct ColdPage {
+  const uint8_t* data;
+  int bits;
+};
 
 // Where one layer's pages are.
 struct LayerPages {
@@ -31,15 +42,19 @@ struct LayerPages {
   }
   uint8_t* v_page(int page, int kv_head) const { return k_page(page, kv_head) + half_bytes(); }
 
-  // 0: hot; 1, 2, 3: kPageQ8, kPageQ4, kPageQ2.
-  uint32_t tag(int page) const { return uint32_t(reinterpret_cast<uintptr_t>(slots[page]) & 3); }
+  // 0: hot; 1, 2, 3: kPageQ8, kPageQ4, kPageQ2; 4: mixed.
+  uint32_t tag(int page) const { return uint32_t(reinterpret_cast<uintptr_t>(slots[page]) & 7); }
   bool is_cold(int page) const { return tag(page) != 0; }
-  int cold_bits(int page) const { return 16 >> tag(page); }
-  // K half of a cold page; its V half follows.
-  const uint8_t* cold_page(int page, int kv_head) const {
+  ColdPage cold_page(int page, int kv_head) const {
     const size_t index = layer_offset / (2 * half_bytes()) + size_t(kv_head);
-    const int bits = cold_bits(page);
-    return slots[page] - tag(page) + index * (key_half_bytes(head_dim, bits) + value_half_bytes(head_dim, bits));
+    const uint32_t format = tag(page);
+    const uint8_t* const slot = slots[page] - format;
+    if (format == kMixedTag) {
+      const uint32_t entry = reinterpret_cast<const uint32_t*>(slot)[index];
+      return {slot + (entry & ~3u), 16 >> (entry & 3)};
+    }
+    const int bits = 16 >> format;
+    return {slot + index * (key_half_bytes(head_dim, bits) + value_half_bytes(head_dim, bits)), bits};
   }
 };
 

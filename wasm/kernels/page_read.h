@@ -15,7 +15,8 @@ INLAY_INLINE void widen_f16(const uint8_t* p, size_t n, float* out) {
 INLAY_INLINE const float* keys_as_f32(const LayerPages& pages, int page, int kv_head, TokenRange range, float* out) {
   const int head_dim = pages.head_dim;
   if (pages.is_cold(page)) {
-    decode_key_half(pages.cold_page(page, kv_head), head_dim, pages.cold_bits(page), range.from, range.to, out);
+    const ColdPage cold = pages.cold_page(page, kv_head);
+    decode_key_half(cold.data, head_dim, cold.bits, range.from, range.to, out);
     return out;
   }
   const uint8_t* const p = pages.k_page(page, kv_head);
@@ -32,9 +33,8 @@ INLAY_INLINE const float* keys_as_f32(const LayerPages& pages, int page, int kv_
 INLAY_INLINE const float* values_as_f32(const LayerPages& pages, int page, int kv_head, TokenRange range, float* out) {
   const int head_dim = pages.head_dim;
   if (pages.is_cold(page)) {
-    const int bits = pages.cold_bits(page);
-    decode_value_half(pages.cold_page(page, kv_head) + key_half_bytes(head_dim, bits), head_dim, bits, range.from, range.to,
-                      out);
+    const ColdPage cold = pages.cold_page(page, kv_head);
+    decode_value_half(cold.data + key_half_bytes(head_dim, cold.bits), head_dim, cold.bits, range.from, range.to, out);
     return out;
   }
   const uint8_t* const p = pages.v_page(page, kv_head);

@@ -115,14 +115,14 @@ export class GpuPageStore implements SlotStore {
     this.#jobs.push({ kind: "copy", from, to });
   }
 
-  layerBytes(slots: readonly number[]): number {
+  layerBytes(_layer: number, slots: readonly number[]): number {
     return slots.reduce((sum, slot) => sum + (slot >= COLD ? this.#coldStride : 2 * this.#stride), 0);
   }
 
   /** Reads back one layer of `slots`, with no recorded command unsubmitted. */
   async read(layer: number, slots: readonly number[]): Promise<Uint8Array<ArrayBuffer>> {
     await this.prepare();
-    const byteLength = this.layerBytes(slots);
+    const byteLength = this.layerBytes(layer, slots);
     const readBacks = new ReadBacks(this.device);
     try {
       return await readBacks.read(
@@ -200,7 +200,7 @@ export class GpuPageStore implements SlotStore {
   #coldSlots(cold: SlotBuffers, format: QuantizedFormat, slotBytes: number): ColdSlots {
     return {
       automatic: format,
-      formats: [format],
+      canCode: (wanted) => wanted === format,
       slotBytes: () => slotBytes,
       formatOf: (slot) => (slot >= COLD ? format : undefined),
       allocate: () => COLD + cold.allocate(),
