@@ -85,6 +85,14 @@ fn scale_rows(a: mat4x4f, f: vec4f) -> mat4x4f {
   return mat4x4f(a[0] * f.x, a[1] * f.y, a[2] * f.z, a[3] * f.w);
 }
 
+/// The first of the quads j, j + slices, ... below n that has a key to be read: the weights of the others are 0. Loops, here and
+/// over dims, rather than branches: SwiftShader runs through what it branches around.
+fn next_quad(j: u32, n: u32) -> u32 {
+  var next = j;
+  while (params.masks_at != 0u && next < n && quad_bits[next] == 0u) { next += slices; }
+  return next;
+}
+
 @compute @workgroup_size(wg_size)
 fn main(
   @builtin(workgroup_id) wg: vec3u,
@@ -130,17 +138,16 @@ fn main(
       var mask = 0xffffffffu;
       if (params.masks_at != 0u) { mask = selection[params.masks_at + i]; }
       bits = (visible(mask, page * page_tokens, query) >> (4u * (t % 8u))) & 15u;
-      if (bits != 0u) {
-        let k_page = page_start(page, kv_head);
-        for (var d = 0u; d < quads; d++) {
-          let keys = key_matrix(k_page, d, t % 8u);
-          if (heads == 1u) {
-            dots_0[0] += keys * q_tile[d][0];
-          } else {
-            dots_0 += keys * q_tile[d];
-          }
-          if (heads > 4u) { dots_1 += keys * q_tile[quads + d]; }
+      let k_page = page_start(page, kv_head);
+      let n_dims = select(0u, quads, bits != 0u);
+      for (var d = 0u; d < n_dims; d++) {
+        let keys = key_matrix(k_page, d, t % 8u);
+        if (heads == 1u) {
+          dots_0[0] += keys * q_tile[d][0];
+        } else {
+          dots_0 += keys * q_tile[d];
         }
+        if (heads > 4u) { dots_1 += keys * q_tile[quads + d]; }
       }
     }
     let s_0 = logits_of(dots_0, bits);
@@ -184,8 +191,7 @@ fn main(
       acc_0 = scale_rows(acc_0, fade_0);
       if (heads > 4u) { acc_1 = scale_rows(acc_1, fade_1); }
       let n_quads = min(pages_per_round, end - round) * 8u;
-      for (var j = slice; j < n_quads; j += slices) {
-        if (params.masks_at != 0u && quad_bits[j] == 0u) { continue; }  // their weights are 0
+      for (var j = next_quad(slice, n_quads); j < n_quads; j = next_quad(j + slices, n_quads)) {
         let values = value_matrix(page_at[j / 8u], j % 8u, column);
         if (heads == 1u) {
           acc_0[0] += values * p_tile[j][0];

@@ -80,37 +80,35 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) grid:
 
   let there = vec4<bool>(
     is_there(entry, block), is_there(entry + 1u, block), is_there(entry + 2u, block), is_there(entry + 3u, block));
-  var rows_of = mat4x4f();  // columns: entries; of each, 4 rows
-  if (any(there)) {
-    let tile = entry / 32u;
-    var kv_head = 0u;
-    while (index[kv_head + 1u] <= tile) { kv_head++; }
-    let group = params.n_heads / params.n_kv_heads;
-    let block_token = block * params.block_size;
-    let n_rows = min(params.block_size, params.n_tokens - block_token) * group;
-    let row = min(vec4u(4u * row_quad) + vec4u(0u, 1u, 2u, 3u), vec4u(n_rows - 1u));
-    let q_at = ((block_token + row / group) * params.n_heads + kv_head * group + row % group) * quads;
-    var dots = mat4x4f();  // columns: rows; of each, 4 entries
-    var squares = vec4f(0.0);
-    for (var d = 0u; d < quads; d++) {
-      let at = (tile * quads + d) * 32u + entry % 32u / 4u;
-      let keys = mat4x4f(centroids[at], centroids[at + 8u], centroids[at + 16u], centroids[at + 24u]);
-      let rows = mat4x4f(q[q_at.x + d], q[q_at.y + d], q[q_at.z + d], q[q_at.w + d]);
-      dots += keys * rows;
-      squares += vec4f(dot(rows[0], rows[0]), dot(rows[1], rows[1]), dot(rows[2], rows[2]), dot(rows[3], rows[3]));
-    }
-    let at = params.spreads_at + entry;
-    let spreads = bitcast<vec4f>(vec4u(index[at], index[at + 1u], index[at + 2u], index[at + 3u]));
-    let widths = spread_weight * params.scale * params.scale * squares;
-    rows_of = transpose(mat4x4f(
-      to_logits(dots[0] * params.scale + widths.x * spreads),
-      to_logits(dots[1] * params.scale + widths.y * spreads),
-      to_logits(dots[2] * params.scale + widths.z * spreads),
-      to_logits(dots[3] * params.scale + widths.w * spreads)));
+  let tile = entry / 32u;
+  var kv_head = 0u;
+  while (index[kv_head + 1u] <= tile) { kv_head++; }
+  let group = params.n_heads / params.n_kv_heads;
+  let block_token = block * params.block_size;
+  let n_rows = min(params.block_size, params.n_tokens - block_token) * group;
+  let row = min(vec4u(4u * row_quad) + vec4u(0u, 1u, 2u, 3u), vec4u(n_rows - 1u));
+  let q_at = ((block_token + row / group) * params.n_heads + kv_head * group + row % group) * quads;
+  var dots = mat4x4f();  // columns: rows; of each, 4 entries
+  var squares = vec4f(0.0);
+  let n_dims = select(0u, quads, any(there));
+  for (var d = 0u; d < n_dims; d++) {
+    let at = (tile * quads + d) * 32u + entry % 32u / 4u;
+    let keys = mat4x4f(centroids[at], centroids[at + 8u], centroids[at + 16u], centroids[at + 24u]);
+    let rows = mat4x4f(q[q_at.x + d], q[q_at.y + d], q[q_at.z + d], q[q_at.w + d]);
+    dots += keys * rows;
+    squares += vec4f(dot(rows[0], rows[0]), dot(rows[1], rows[1]), dot(rows[2], rows[2]), dot(rows[3], rows[3]));
   }
+  let at = params.spreads_at + entry;
+  let spreads = bitcast<vec4f>(vec4u(index[at], index[at + 1u], index[at + 2u], index[at + 3u]));
+  let widths = spread_weight * params.scale * params.scale * squares;
+  let by_entry = transpose(mat4x4f(
+    to_logits(dots[0] * params.scale + widths.x * spreads),
+    to_logits(dots[1] * params.scale + widths.y * spreads),
+    to_logits(dots[2] * params.scale + widths.z * spreads),
+    to_logits(dots[3] * params.scale + widths.w * spreads)));
   let out = block_and_quad * params.n_entries + entry;
-  logits[out] = keep(rows_of[0], there.x);
-  logits[out + 1u] = keep(rows_of[1], there.y);
-  logits[out + 2u] = keep(rows_of[2], there.z);
-  logits[out + 3u] = keep(rows_of[3], there.w);
+  logits[out] = keep(by_entry[0], there.x);
+  logits[out + 1u] = keep(by_entry[1], there.y);
+  logits[out + 2u] = keep(by_entry[2], there.z);
+  logits[out + 3u] = keep(by_entry[3], there.w);
 }

@@ -1,4 +1,4 @@
-/** Centroids in the WASM heap, and what queries estimate of them (wasm/cluster/score.h). Used on every device. */
+/** Centroids in the WASM heap, and what queries estimate of them (wasm/cluster/score.h). Used where queries are on the host, and for thresholds. */
 
 import {
   type ClusterIndex,
