@@ -29,7 +29,7 @@ const LIST_ID = `pinned-list/${N_LISTED}/chromium`;
 export const pinned: Section = {
   title: "Pinned prompts",
   about:
-    `\`pinned-restore\`: seconds from opening a stored prompt of ${MODEL} (${TYPE}, 2 bits) in a fresh worker to the first token of an answer, ` +
+    `\`pinned-restore\`: seconds from opening a stored prompt of ${MODEL} (${TYPE}, 2 bits) in a fresh worker to the first token of an answer that is asked for while its pages are still being read (\`wait: false\`), ` +
     "beside the seconds that prefilling it took when it was pinned, once; threads as the page gets them. `stored-kv`: all stored " +
     "bytes of a prompt, text, tokens, sinks and window included, beside its keys and values in f16. `pinned-list`: " +
     `milliseconds of listing ${N_LISTED} prompts, beside the limit of ${LISTING_LIMIT_MS}.`,

@@ -1,6 +1,14 @@
 /** A page that answers questions about documents: each is read once, and answers begin at once from then on. */
 
-import { type LoadProgress, loadModel, type Model, type PinBits, type PinProgress } from "inlay";
+import {
+  InlayError,
+  type LoadProgress,
+  loadModel,
+  type Model,
+  type PinBits,
+  type PinnedPrompt,
+  type PinProgress,
+} from "inlay";
 import { offerSample, onModelChosen } from "../shared/chooser.ts";
 import { element } from "../shared/elements.ts";
 import { type Files, onClick, onDrop, onEnter, onEscape, onFiles, onSubmit } from "../shared/events.ts";
@@ -80,6 +88,7 @@ async function take(
       reader = undefined;
       const document = await begin(current, { signal, onProgress: showPinProgress });
       reader = new Reader(current, document);
+      document.loaded.catch((error: unknown) => giveUp(document, error));
       await listDocuments();
       view.showDocument(document);
     } catch (error) {
@@ -88,6 +97,15 @@ async function take(
       throw error;
     }
   });
+}
+
+/** What turned out to be unreadable while it could be asked already. One that was closed is no news. */
+function giveUp(document: PinnedPrompt, error: unknown): void {
+  if (reader?.document !== document || (error instanceof InlayError && error.code === "disposed")) return;
+  reader = undefined;
+  view.showDesk();
+  showError("The document could not be opened:", error);
+  void listDocuments();
 }
 
 const PHASES = {
@@ -120,7 +138,9 @@ async function takeFile(file: File): Promise<void> {
 }
 
 const actions = {
-  open: (id: string) => void take(`Opening ${id}`, (current, options) => current.pinned.open(id, options)),
+  /** Questions need not wait until all of it is read. */
+  open: (id: string) =>
+    void take(`Opening ${id}`, (current, options) => current.pinned.open(id, { wait: false, ...options })),
   save: (id: string) =>
     void work.start("The document could not be saved:", async () => {
       const file = await model?.pinned.export(id);

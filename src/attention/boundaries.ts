@@ -38,12 +38,16 @@ export interface ChunkTable {
   readonly knownAt: readonly number[];
 }
 
+/** Scores positions when its chunks are asked for: where nothing reads them, as after a restored prompt, that is never. */
 export class BoundaryDetector implements ChunkTable {
-  readonly ends: number[] = [];
-  readonly knownAt: number[] = [];
+  readonly #ends: number[] = [];
+  readonly #knownAt: number[] = [];
   /** Keys before RoPE, (nTokens, width): kept so that truncating can start again. */
   #keys = new Float32Array(0);
   #nTokens = 0;
+  /** Tokens counted in by `#score`, and those of them at which `#marked` is to be. */
+  #nCounted = 0;
+  #markAt = 0;
   #score: BoundaryScore;
   /** By position, as far as they are known. */
   readonly #scored: ScoredPosition[] = [];
@@ -72,6 +76,16 @@ export class BoundaryDetector implements ChunkTable {
     return this.start.half + NMS_RADIUS;
   }
 
+  get ends(): readonly number[] {
+    this.#countAll();
+    return this.#ends;
+  }
+
+  get knownAt(): readonly number[] {
+    this.#countAll();
+    return this.#knownAt;
+  }
+
   /** Takes the next tokens' keys before RoPE, (n, width). */
   append(keys: Float32Array): void {
     const { width } = this;
@@ -83,17 +97,24 @@ export class BoundaryDetector implements ChunkTable {
       this.#keys = grown;
     }
     this.#keys.set(keys, this.#nTokens * width);
-    for (let i = 0; i < n; i++) this.#step();
+    this.#nTokens += n;
   }
 
   /** Remembers the present, so that `truncate` can come back to it quickly. */
   mark(): void {
-    this.#marked = { nTokens: this.#nTokens, score: this.#score.clone(), nEnds: this.ends.length };
+    this.#markAt = this.#nTokens;
+    if (this.#nCounted === this.#markAt) this.#markNow();
+  }
+
+  #markNow(): void {
+    this.#marked = { nTokens: this.#nCounted, score: this.#score.clone(), nEnds: this.#ends.length };
   }
 
   /** Forgets all tokens from `nTokens` on. */
   truncate(nTokens: number): void {
-    if (nTokens === this.#nTokens) return;
+    this.#nTokens = nTokens;
+    this.#markAt = Math.min(this.#markAt, nTokens);
+    if (nTokens >= this.#nCounted) return;
     // What is further back than the mark is computed again from the start: the same scores, to the last bit.
     const isMarked = nTokens === this.#marked.nTokens;
     const {
@@ -101,29 +122,36 @@ export class BoundaryDetector implements ChunkTable {
       score,
       nEnds,
     } = isMarked ? this.#marked : { nTokens: 0, score: this.start, nEnds: 0 };
-    this.#nTokens = from;
+    this.#nCounted = from;
     this.#score = score.clone();
     this.#scored.length = Math.max(0, from - this.start.half);
-    this.ends.length = nEnds;
-    this.knownAt.length = nEnds;
-    while (this.#nTokens < nTokens) this.#step();
+    this.#ends.length = nEnds;
+    this.#knownAt.length = nEnds;
   }
 
   fork(): BoundaryDetector {
     const fork = new BoundaryDetector(this.width, this.granule, this.start);
     fork.#keys = this.#keys.slice(0, this.#nTokens * this.width);
     fork.#nTokens = this.#nTokens;
+    fork.#nCounted = this.#nCounted;
     fork.#score = this.#score.clone();
-    for (const end of this.ends) fork.ends.push(end);
-    for (const n of this.knownAt) fork.knownAt.push(n);
+    for (const end of this.#ends) fork.#ends.push(end);
+    for (const n of this.#knownAt) fork.#knownAt.push(n);
     for (const scored of this.#scored) fork.#scored.push(scored);
     fork.mark();
     return fork;
   }
 
+  #countAll(): void {
+    while (this.#nCounted < this.#nTokens) {
+      this.#step();
+      if (this.#nCounted === this.#markAt) this.#markNow();
+    }
+  }
+
   /** Counts the next token in, and decides the position `lookahead` tokens back. */
   #step(): void {
-    const t = this.#nTokens++;
+    const t = this.#nCounted++;
     const scored = this.#score.step(this.#keys, t);
     if (t < this.start.half) return;
     this.#scored.push(scored);
@@ -144,9 +172,9 @@ export class BoundaryDetector implements ChunkTable {
 
   /** All is known about a boundary before token `b`. */
   #decide(b: number, isPeak: boolean): void {
-    const last = this.ends.at(-1) ?? 0;
+    const last = this.#ends.at(-1) ?? 0;
     const snap = (position: number) => Math.round(position / this.granule) * this.granule;
-    if (isPeak && this.ends.length < Math.ceil(b / MIN_MEAN_CHUNK)) {
+    if (isPeak && this.#ends.length < Math.ceil(b / MIN_MEAN_CHUNK)) {
       const end = snap(b);
       if (end <= last) return;
       if (end - last > MAX_CHUNK) this.#push(last + snap((end - last) / 2), b);
@@ -158,8 +186,8 @@ export class BoundaryDetector implements ChunkTable {
   }
 
   #push(end: number, b: number): void {
-    this.ends.push(end);
-    this.knownAt.push(Math.max(end, b + this.lookahead));
+    this.#ends.push(end);
+    this.#knownAt.push(Math.max(end, b + this.lookahead));
   }
 }
 

@@ -76,12 +76,7 @@ export class PageFeatures {
   #keysBeforeRope(pages: Bytes, format: CacheFormat, position: number, nTokens: number): Float32Array {
     const { width } = this.features;
     const rows = new Float32Array(nTokens * width);
-    this.converter.withKeys(pages, format, (keys) => {
-      for (let t = 0; t < nTokens; t++) {
-        const first = Math.floor(t / PAGE_TOKENS) * width * PAGE_TOKENS + (t % PAGE_TOKENS);
-        for (let c = 0; c < width; c++) rows[t * width + c] = keys[first + c * PAGE_TOKENS]!;
-      }
-    });
+    this.converter.withKeys(pages, format, (keys) => transposePages(keys, width, nTokens, rows));
     this.#turnBack(rows, position, nTokens);
     return rows;
   }
@@ -103,5 +98,16 @@ export class PageFeatures {
           rows[a + distance] = cos * y - sin * x;
         }
       }
+  }
+}
+
+/** Rows (nTokens, width) of pages (width, PAGE_TOKENS), each read in its own order. */
+function transposePages(keys: Float32Array, width: number, nTokens: number, rows: Float32Array): void {
+  for (let first = 0; first < nTokens; first += PAGE_TOKENS) {
+    const n = Math.min(PAGE_TOKENS, nTokens - first);
+    for (let c = 0; c < width; c++) {
+      const from = first * width + c * PAGE_TOKENS;
+      for (let t = 0; t < n; t++) rows[(first + t) * width + c] = keys[from + t]!;
+    }
   }
 }

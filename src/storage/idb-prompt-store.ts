@@ -136,10 +136,17 @@ export class IdbPromptStore implements PromptStore {
   }
 
   async touch(entry: PromptEntry): Promise<void> {
-    const now = await this.get(entry.key);
-    if (now?.pages !== entry.pages) return;
-    const info = { ...now.info, usedAt: Date.now() };
-    await this.#guarded("write", () => set(entry.key, { ...now, info }, this.#prompts));
+    // One transaction: who deletes the prompt meanwhile must not find it there again.
+    await this.#guarded("write", () =>
+      this.#prompts("readwrite", async (store) => {
+        const found = await promisifyRequest<PromptEntry | undefined>(store.get(entry.key));
+        if (found?.pages === entry.pages) {
+          const now = complete(found);
+          store.put({ ...now, info: { ...now.info, usedAt: Date.now() } }, entry.key);
+        }
+        await promisifyRequest(store.transaction);
+      }),
+    );
   }
 
   async delete(entry: PromptEntry): Promise<void> {
