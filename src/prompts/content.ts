@@ -74,14 +74,39 @@ export function assertContinues(
   );
 }
 
+/** Throws `cache-mismatch` where the tokens of a prompt from elsewhere are not those of its text. */
+export function assertTokens(id: string, ids: Uint32Array, ofText: Uint32Array): void {
+  if (ids.length === ofText.length && ids.every((token, i) => token === ofText[i])) return;
+  throw new InlayError(
+    "cache-mismatch",
+    `the tokens of the pinned prompt ${JSON.stringify(id)} are not those of its text with this model's tokenizer and chat ` +
+      "template: pin the prompt again",
+    { id, tokens: ids.length, tokensOfText: ofText.length },
+  );
+}
+
+/** Token ids as bytes of their record: little-endian, as every machine that runs WebAssembly in practice is. */
+export function encodeTokens(ids: Uint32Array): Uint8Array<ArrayBuffer> {
+  return new Uint8Array(ids.slice().buffer);
+}
+
+export function decodeTokens(bytes: Uint8Array<ArrayBuffer>): Uint32Array {
+  return new Uint32Array(bytes.slice().buffer);
+}
+
 /** Content as bytes of its record. */
 export function encodeContent(content: PinnedContent): Uint8Array<ArrayBuffer> {
   return new TextEncoder().encode(JSON.stringify(content));
 }
 
-/** Content from its record, whose checksum was right. */
+/** Content from its record, whose checksum was right. Throws `storage-failed` for what is none. */
 export function decodeContent(bytes: Uint8Array): PinnedContent {
-  const content = JSON.parse(new TextDecoder().decode(bytes)) as Partial<PinnedContent> | null;
+  let content: Partial<PinnedContent> | null;
+  try {
+    content = JSON.parse(new TextDecoder().decode(bytes)) as Partial<PinnedContent> | null;
+  } catch {
+    throw damaged("the pinned prompt's text is not JSON");
+  }
   if (content?.kind === "chat" && Array.isArray(content.messages)) return content as PinnedContent;
   if (content?.kind === "text" && typeof content.text === "string") return content as PinnedContent;
   throw damaged("the pinned prompt's text is neither messages nor text");

@@ -20,20 +20,26 @@ import type { Bytes, PinnedInfo, PromptEntry, PromptStore } from "../storage/pro
 import { type CodingChoice, chooseCoding, isCodedSo, type PinBits } from "./coding.ts";
 import {
   assertContinues,
+  assertTokens,
   continuePinned,
+  decodeContent,
+  decodeTokens,
   encodeContent,
+  encodeTokens,
   joinContent,
   type PinnedContent,
   pinnedPrompt,
 } from "./content.ts";
 import { openPromptFile, promptFile } from "./file.ts";
 import {
+  CONTENT_RECORD,
   describeModel,
   kvBytes,
   type ModelIdentity,
   type PageCoding,
   type PromptManifest,
   type PromptShape,
+  TOKENS_RECORD,
 } from "./manifest.ts";
 import { type PinEvent, type PinProgress, progress } from "./pin-events.ts";
 import type { PinHost, Turn } from "./pin-host.ts";
@@ -109,7 +115,7 @@ export class PinnedPrompts {
       ? squeezeRequest(request, ids.length, base?.manifest)
       : undefined;
     const contentBytes = encodeContent(content);
-    const idBytes = bytesOf(ids);
+    const idBytes = encodeTokens(ids);
     const unlock = await this.#stored.lock(this.#key(id), outer);
     let turn: Turn | undefined;
     try {
@@ -179,13 +185,23 @@ export class PinnedPrompts {
     try {
       let entry = await this.#stored.get(key);
       if (entry?.info.encrypted !== encrypt || (await this.#tryReadManifest(entry))?.sha256 !== file.sha256) {
+        const record = async (i: number) => {
+          const bytes = await file.read(i);
+          await assertRecord(manifest, i, bytes);
+          return bytes;
+        };
+        // Before anything is stored, which would take the place of an older prompt.
+        const content = decodeContent(await record(CONTENT_RECORD));
+        assertTokens(
+          manifest.id,
+          decodeTokens(await record(TOKENS_RECORD)),
+          this.host.encode(pinnedPrompt(content)),
+        );
         await this.#stored.makeRoom(blob.size);
         const records = async function* () {
           for (let i = 0; i < manifest.records.length; i++) {
             outer.throwIfAborted();
-            const bytes = await file.read(i);
-            await assertRecord(manifest, i, bytes);
-            yield bytes;
+            yield await record(i);
           }
         };
         entry = yield* writePrompt(this.#stored, key, manifest, records(), encrypt, { signal: outer });
@@ -622,9 +638,4 @@ function otherModel(id: string, stored: string, own: ModelIdentity): InlayError 
       "for this model",
     { id, pinnedFor: stored, model: describeModel(own) },
   );
-}
-
-/** Little-endian, as every machine that runs WebAssembly in practice is. */
-function bytesOf(ids: Uint32Array): Bytes {
-  return new Uint8Array(ids.slice().buffer);
 }

@@ -8,7 +8,7 @@ import { ArrivingPages, type LayerSource } from "../kv/arriving-pages.ts";
 import type { PagedCache } from "../kv/paged-cache.ts";
 import { sha256 } from "../storage/digest.ts";
 import type { Bytes, PromptEntry, PromptStore } from "../storage/prompt-store.ts";
-import { decodeContent, type PinnedContent } from "./content.ts";
+import { decodeContent, decodeTokens, type PinnedContent } from "./content.ts";
 import { manifestDamaged, readHead } from "./file.ts";
 import {
   CONTENT_RECORD,
@@ -88,8 +88,10 @@ export async function beginRestore(
     const pages = twin ? undefined : readRecords(prompt, FIRST_KV_RECORD, firstSqueezed);
     const clusters =
       manifest.squeezed && !twin ? readChecked(prompt, firstSqueezed, manifest.records.length) : [];
-    const [[content, ids], layers] = await Promise.all([head, clusters]);
-    sequence.extend(idsOf(ids!));
+    const [[contentBytes, idBytes], layers] = await Promise.all([head, clusters]);
+    const content = decodeContent(contentBytes!);
+    const ids = decodeTokens(idBytes!);
+    sequence.extend(ids);
     if (pages) {
       await withRoom(sequences, async () => cache.reserveCoded(nTokens, coldFormat(shape)));
       const features = featuresOf(host, manifest);
@@ -99,7 +101,7 @@ export async function beginRestore(
       ArrivingPages.expect(cache, nTokens, new StoredLayers(manifest, pages, transfer, features));
     }
     isDone = true;
-    return { content: decodeContent(content!), ids: idsOf(ids!), sequence, release };
+    return { content, ids, sequence, release };
   } finally {
     if (!isDone) {
       cache.dispose();
@@ -246,9 +248,4 @@ export async function assertRecord(manifest: PromptManifest, i: number, bytes: B
 function damagedRecord({ id, records }: PromptManifest, record: number): InlayError {
   const details = { id, record, records: records.length };
   return damaged(`record ${record} of the pinned prompt ${JSON.stringify(id)} is damaged`, details);
-}
-
-/** Little-endian, as every machine that runs WebAssembly in practice is. */
-function idsOf(bytes: Bytes): Uint32Array {
-  return new Uint32Array(bytes.slice().buffer);
 }

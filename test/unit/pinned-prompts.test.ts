@@ -391,6 +391,44 @@ describe("damage and mismatch", () => {
     await other.dispose();
   });
 
+  test("a file with right checksums whose text or tokens are no prompt's is refused, and an older prompt stays", async () => {
+    const { file, engine } = await exported();
+    const { manifest, read } = await openPromptFile(new Blob([file]));
+    const records = await Promise.all(manifest.records.map((_, i) => read(i)));
+    const forged = async (at: number, bytes: Uint8Array<ArrayBuffer>) => {
+      const all = records.with(at, bytes);
+      const listed = await Promise.all(
+        all.map(async (record) => ({ byteLength: record.byteLength, sha256: await sha256(record) })),
+      );
+      const { head, sha256: digest } = await writeHead({ ...manifest, records: listed });
+      return promptFile(
+        head,
+        all.map((record) => new Blob([record])),
+        digest,
+      );
+    };
+    const json = (value: unknown) => new TextEncoder().encode(JSON.stringify(value));
+    const ids = new Uint8Array(Uint32Array.from({ length: manifest.nTokens }, () => 2 ** 31).buffer);
+    const before = await answer(engine, (await open(engine)).key);
+    for (const [name, at, bytes] of [
+      ["no JSON", 0, new TextEncoder().encode("{")],
+      ["null", 0, json(null)],
+      ["no text", 0, json({ kind: "text", text: 7 })],
+      ["messages that are none", 0, json({ kind: "chat", messages: 7 })],
+      ["tokens that the vocabulary does not have", 1, ids],
+    ] as const) {
+      const blob = await forged(at, bytes);
+      await assert.rejects(
+        opened(engine.pinned.import(blob, false, never)),
+        inlayError(at === 1 ? "cache-mismatch" : "storage-failed", /pin the prompt again/),
+        name,
+      );
+      assert.equal((await engine.pinned.list()).length, 1);
+      assert.deepEqual(await answer(engine, (await open(engine)).key), before, name);
+    }
+    await engine.dispose();
+  });
+
   test("a flipped byte anywhere in a file is refused", async () => {
     const { file, engine } = await exported();
     await engine.dispose();
