@@ -15,8 +15,8 @@ export interface LayerSource {
   readonly nLayers: number;
   /** Resolves when the next layer is at hand; rejects if it cannot be had. */
   read(): Promise<unknown>;
-  /** Writes the next layer, and what is remembered of its keys, to the prompt's cache and, if it is another, to a fork. */
-  write(owner: PagedCache, fork: PagedCache | undefined): Promise<void>;
+  /** Writes the next layer, and what is remembered of its keys, to the prompt's cache and to a fork, if there is one. */
+  write(fork: PagedCache | undefined): Promise<void>;
   /** Nothing more is wanted. */
   end(): void;
 }
@@ -96,7 +96,7 @@ export class ArrivingPages implements CacheCompanion {
       await checkpoint.wait(read.catch(() => {})); // it may have been read, and the wait given up
       try {
         await read;
-        await source.write(owner, cache === owner ? undefined : cache);
+        await source.write(cache === owner ? undefined : cache);
         arrival.nArrived++;
         if (this.isComplete) owner.commit(0);
       } catch (error) {

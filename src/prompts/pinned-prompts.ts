@@ -418,12 +418,13 @@ export class PinnedPrompts {
     const pages = sequence.cache.companion(ArrivingPages);
     let isDone = false;
     try {
-      while (pages && !pages.isComplete && !pages.isDropped) {
-        await this.#bringNext(pages, sequence, outer);
+      while (pages && !pages.isComplete) {
+        if (!(await this.#bringNext(pages, sequence, outer))) {
+          await this.#inTurn(outer, (turn) => this.revive(key, 0, turn)); // unless it was closed
+          break;
+        }
         yield arrivalProgress(pages, manifest);
       }
-      // Dropped: closed, or gone with a lost GPU.
-      if (pages?.isDropped) await this.#inTurn(outer, (turn) => this.revive(key, 0, turn));
       await this.#stored.touch(entry);
       isDone = true;
     } catch (error) {
@@ -434,8 +435,8 @@ export class PinnedPrompts {
     }
   }
 
-  /** Resolves when one more layer is in, by a request or here, or none will come. */
-  async #bringNext(pages: ArrivingPages, { cache }: Sequence, outer: AbortSignal): Promise<void> {
+  /** Resolves when one more layer is in, by a request or here; false: the cache was dropped, or went with a lost GPU. */
+  async #bringNext(pages: ArrivingPages, { cache }: Sequence, outer: AbortSignal): Promise<boolean> {
     const layer = pages.nArrived;
     const arrived = pages.next();
     const isOver = new AbortController();
@@ -446,8 +447,11 @@ export class PinnedPrompts {
     const brought = abortable(pages.read(), signal).then(() => this.#inTurn(signal, bring));
     try {
       await Promise.race([arrived, brought]);
+      return !pages.isDropped;
     } catch (error) {
-      if (!pages.isDropped) throw error;
+      const isLost = error instanceof InlayError && error.code === "device-lost";
+      if (pages.isDropped || isLost) return false;
+      throw error;
     } finally {
       isOver.abort();
       arrived.catch(() => {});

@@ -160,7 +160,7 @@ class StoredLayers implements LayerSource {
     return this.#read;
   }
 
-  async write(_owner: PagedCache, fork: PagedCache | undefined): Promise<void> {
+  async write(fork: PagedCache | undefined): Promise<void> {
     const bytes = await this.read();
     for (const [i, record] of this.#layers[this.#next]!.entries()) {
       await this.transfer.give(record, bytes[i]!, fork);
