@@ -16,6 +16,7 @@ import { parseArgs } from "node:util";
 import { SetupError } from "../tools/setup/shell.mjs";
 import { type BenchBrowser, startBrowser } from "./browser.ts";
 import { busyCore } from "./busy-core.ts";
+import { headBits } from "./head-bits.ts";
 import { kernels } from "./kernels.ts";
 import { kvQuality } from "./kv-quality.ts";
 import { loading } from "./loading.ts";
@@ -44,6 +45,7 @@ const SECTIONS: readonly Section[] = [
   busyCore,
   sparseAttention,
   squeezed,
+  headBits,
   loading,
   sizes,
   kvQuality,
