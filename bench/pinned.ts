@@ -13,17 +13,17 @@ const TYPE = "q4_0";
 /** More than the model itself has: speed does not depend on what it was trained for. */
 const CONTEXT_LENGTH = 32_768;
 /** Prompt tokens, and the bits that they are stored at: each takes a prefill of its own. */
-const LENGTHS: readonly (readonly [nTokens: number, bits: readonly PinBits[]])[] = [
-  [2048, [2, 4]],
-  [8192, [2]],
-  [16384, [2]],
+const LENGTHS: readonly (readonly [nTokens: number, bits: readonly (PinBits | "auto")[]])[] = [
+  [2048, [2, 4, "auto"]],
+  [8192, [2, "auto"]],
+  [16384, [2, "auto"]],
 ];
 const N_LISTED = 100;
 /** Listing must stay below this (issue 5). */
 const LISTING_LIMIT_MS = 50;
 
 const restoreId = (length: number) => `pinned-restore/${length / 1024}k/chromium`;
-const storedId = (length: number, bits: number) => `stored-kv/${length / 1024}k/${bits}`;
+const storedId = (length: number, bits: PinBits | "auto") => `stored-kv/${length / 1024}k/${bits}`;
 const LIST_ID = `pinned-list/${N_LISTED}/chromium`;
 
 export const pinned: Section = {
@@ -31,7 +31,8 @@ export const pinned: Section = {
   about:
     `\`pinned-restore\`: seconds from opening a stored prompt of ${MODEL} (${TYPE}, 2 bits) in a fresh worker to the first token of an answer that is asked for while its pages are still being read (\`wait: false\`), ` +
     "beside the seconds that prefilling it took when it was pinned, once; threads as the page gets them. `stored-kv`: all stored " +
-    "bytes of a prompt, text, tokens, sinks and window included, beside its keys and values in f16. `pinned-list`: " +
+    "bytes of a prompt, text, tokens, sinks and window included, beside its keys and values in f16; `auto`: bits chosen head by head, the default (random weights look " +
+    "at single keys more sharply than most trained heads). `pinned-list`: " +
     `milliseconds of listing ${N_LISTED} prompts, beside the limit of ${LISTING_LIMIT_MS}.`,
   baseline: "other",
   owns: (id) => /^(pinned-restore|stored-kv|pinned-list)\//.test(id),
@@ -53,11 +54,11 @@ export const pinned: Section = {
           modelUrl,
           text: promptMaker(MODEL)(nTokens, 1).text,
           contextLength: nTokens + 128,
-          bits,
-          rounds,
+          bits: bits === "auto" ? undefined : bits,
+          rounds: bits === 2 ? rounds : 1,
         });
         context.log(
-          `  ${times.tokens} tokens at ${bits} bits, ${times.attention}: prefilled in ${times.prefillSeconds.toFixed(1)} s, ` +
+          `  ${times.tokens} tokens at ${bits} bits (${times.bits} on average), ${times.attention}: prefilled in ${times.prefillSeconds.toFixed(1)} s, ` +
             `restored in ${times.restoreSeconds.map((s) => s.toFixed(3))} s`,
         );
         if (bits === 2 && wanted.has(restoreId(nTokens)))

@@ -16,6 +16,7 @@ import { parseArgs } from "node:util";
 import { SetupError } from "../tools/setup/shell.mjs";
 import { type BenchBrowser, startBrowser } from "./browser.ts";
 import { busyCore } from "./busy-core.ts";
+import { headBits } from "./head-bits.ts";
 import { kernels } from "./kernels.ts";
 import { kvQuality } from "./kv-quality.ts";
 import { loading } from "./loading.ts";
@@ -46,6 +47,7 @@ const SECTIONS: readonly Section[] = [
   sparseAttention,
   squeezed,
   squeezedQuality,
+  headBits,
   loading,
   sizes,
   kvQuality,

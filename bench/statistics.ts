@@ -3,7 +3,16 @@
 import type { BenchResult } from "./report.ts";
 
 /** Which direction of a unit is the good one. */
-const LOWER_IS_BETTER: ReadonlySet<string> = new Set(["s", "ms", "MB", "KB", "bytes", "mnats", "ppl"]);
+const LOWER_IS_BETTER: ReadonlySet<string> = new Set([
+  "s",
+  "ms",
+  "MB",
+  "KB",
+  "bytes",
+  "mnats",
+  "ppl",
+  "bits",
+]);
 
 /** The middle value; of an even number of values, the mean of the two middle ones. Throws RangeError without values. */
 export function median(values: readonly number[]): number {

@@ -7,7 +7,7 @@ export interface PinnedRequest {
   readonly text: string;
   /** Tokens that prompt and answer may have. */
   readonly contextLength: number;
-  readonly bits: PinBits;
+  readonly bits: PinBits | undefined;
   readonly rounds: number;
 }
 
@@ -16,6 +16,8 @@ export interface PinnedTimes {
   readonly tokens: number;
   /** How the prompt was attended to. */
   readonly attention: string;
+  /** Of a key or value on average. */
+  readonly bits: number;
   readonly prefillSeconds: number;
   /** From the call of `open`, which does not wait for the pages, to the first token of an answer, in a fresh worker. */
   readonly restoreSeconds: readonly number[];
@@ -68,7 +70,7 @@ export async function measurePinned(
     );
   await withModel(blob, contextLength, (model) => model.pinned.delete(id));
   const { tokens, attention, prefillSeconds, byteLength } = info;
-  return { tokens, attention, prefillSeconds, restoreSeconds, byteLength, f16Bytes };
+  return { tokens, attention, bits: info.bits, prefillSeconds, restoreSeconds, byteLength, f16Bytes };
 }
 
 /** Milliseconds of listing `n` stored prompts, round by round, the first in a fresh worker. */

@@ -24,8 +24,9 @@ type Bytes = Uint8Array<ArrayBuffer>;
 export const MOST_ERROR = 0.1;
 /** Tokens whose queries are tried. */
 const TRIED_TOKENS = 8;
-/** Pages that are coded for it, at most; of more, evenly spaced ones stand for the others. */
-const TRIED_PAGES = 64;
+/** Of the pages, the part that is coded for it, evenly spaced ones that stand for the others; and how many at least. */
+const TRIED_SHARE = 1 / 4;
+const LEAST_TRIED_PAGES = 64;
 
 /** The pages of a layer that are tried. */
 interface TriedPages {
@@ -131,7 +132,7 @@ function triedPages(nTokens: number, window: number | undefined): TriedPages {
   const sinks = range(oldest, SINK_PAGES);
   const first = Math.max(SINK_PAGES, oldest);
   const nCoded = Math.max(0, settled - first);
-  const nTried = Math.min(nCoded, TRIED_PAGES);
+  const nTried = Math.min(nCoded, Math.max(LEAST_TRIED_PAGES, Math.ceil(nCoded * TRIED_SHARE)));
   const coded = range(0, nTried).map((i) => first + Math.floor(((i + 0.5) * nCoded) / nTried));
   const recent = range(Math.max(settled, oldest), pageCount(nTokens));
   return {
