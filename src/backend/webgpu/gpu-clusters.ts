@@ -8,10 +8,13 @@
  *     (the two once more for the clusters of coarse clusters above their threshold, where there are those)
  *     cluster_select   -> page lists and masks, where attention_decode and attention_prefill read them
  *
- * They compute what wasm/cluster/score.cpp and src/attention/squeezed.ts do. What they must read is small: at 20 keys a
- * cluster, one f32 centroid for 20 keys and values of f16, a 1/20 of the bytes, and as many multiply-adds as q·k of 1/20 of
- * the keys, of dense attention's 1/40. cluster_logits does all of that in as many workgroups as there are; the other two
- * read a number per query and entry.
+ * They compute what wasm/cluster/score.cpp and src/attention/squeezed.ts do.
+ *
+ * What must be read and computed at least, at 20 keys a cluster: an f32 centroid for 20 keys and values of f16 is 1/20 of dense
+ * attention's bytes, and its scores are 1/40 of the multiply-adds; cluster_logits does them in as many workgroups as there
+ * are, the other two read a number per query and entry. Of 16,384 made-up tokens at a sparsity of 90 %, quads of keys with
+ * one to be read are 11.5 %: 1/7.1 of dense attention with the lookup. Measured on SwiftShader, which computes more than it waits
+ * for memory: dense 136 ms a layer and token, lookup 4.9 (1/28), attention 25 (1/5.4), together 1/4.5.
  */
 
 import clusterLogits from "../../../shaders/cluster_logits.wgsl";
