@@ -41,11 +41,14 @@ function button(className: string, text: string, name: string, act: () => void):
   return made;
 }
 
-/** "1,204 tokens · 3.1 MB · 4 bits · 2 hours ago" */
+/** "1,204 tokens · 3.1 MB · 3.9 bits · 2 hours ago" */
 export function aboutText({ tokens, byteLength, bits, createdAt }: PinnedInfo): string {
-  return [tokensText(tokens), bytesText(byteLength), `${bits} bits`, ageText(Date.now() - createdAt)].join(
-    " · ",
-  );
+  return [
+    tokensText(tokens),
+    bytesText(byteLength),
+    `${Number(bits.toFixed(1))} bits`,
+    ageText(Date.now() - createdAt),
+  ].join(" · ");
 }
 
 const UNITS = [

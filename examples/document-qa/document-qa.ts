@@ -127,7 +127,8 @@ function showPinProgress({ phase, loaded, total, progress }: PinProgress): void 
 }
 
 function pin(name: string, text: string): Promise<void> {
-  const bits = Number(element("bits", HTMLSelectElement).value) as PinBits;
+  const { value } = element("bits", HTMLSelectElement);
+  const bits = value === "" ? undefined : (Number(value) as PinBits);
   return take(`Reading ${name}`, (current, options) => current.pin(text, { id: name, bits, ...options }));
 }
 

@@ -48,9 +48,9 @@ export interface PinOptions extends Omit<OpenPinnedOptions, "wait"> {
   /** true: the text as it is, for `complete`. @default as `on`; else false for models with a chat template, true for others */
   raw?: boolean | undefined;
   /**
-   * Bits of a stored key or value. 2 takes a seventh of the bytes of f16 and costs some accuracy, 4 a quarter and next to
+   * Bits of each stored key and value. 2 takes a seventh of the bytes of f16 and costs some accuracy, 4 a quarter and next to
    * none; 16 stores them as the model's cache has them (f32 or f16). The first 32 and the last 128 tokens are f16 always.
-   * @default 4, or what kvCache.format quantizes to
+   * @default 2, but 4 in KV heads that would lose too much; or what `on` has, or kvCache.format quantizes to
    */
   bits?: PinBits | undefined;
   /**

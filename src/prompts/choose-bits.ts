@@ -2,8 +2,8 @@
  * Which KV heads of a prompt 2 bits would cost too much: those are stored at 4 (the acceptance rule of algorithms.md C.4).
  *
  * Tried on the prompt itself: queries of its last tokens attend to its pages, and to what 2 bits would leave of them. A head
- * is accepted if the outputs differ by little. What C.4 looks at, the energy of the keys' errors, says nothing about the
- * damage, and neither does the error of attention scores: see docs/decisions.md.
+ * is accepted if the outputs differ by little. What C.4 looks at, the energy of the keys' errors, is much the same in all
+ * heads, and the error of attention scores does not tell how much is lost: see docs/decisions.md.
  */
 
 import type { AttentionShape } from "../attention/policy.ts";

@@ -7,13 +7,13 @@ import { CODE_BITS, SINK_PAGES, settledPages } from "../kv/quantize.ts";
 import { kvBytes, type PageCoding, type PromptManifest } from "./manifest.ts";
 import { squeezedRecordBytes } from "./squeezed-info.ts";
 
-/** Bits per element of a stored key or value; 16: not quantized, stored as the cache has them. */
+/** Bits per element of stored keys and values, in all heads; 16: not quantized, stored as the cache has them. */
 export type PinBits = 2 | 4 | 8 | 16;
 
 /** How a prompt is to be stored. */
 export interface CodingChoice {
   readonly coding: PageCoding;
-  /** Which heads are `coding.wide` is found out when they are known (choose-bits.ts). */
+  /** `coding.wide` is found out once the prompt is prefilled (choose-bits.ts). */
   readonly isAutomatic: boolean;
 }
 

@@ -13,7 +13,7 @@ export interface PinnedInfo {
   /** The name it was pinned under. */
   readonly id: string;
   readonly tokens: number;
-  /** Of most of its stored keys and values: 2, 4 or 8 where they are quantized, else 16 or 32. */
+  /** Of a stored key or value on average, with all that is stored beside it: ranges, clusters, the f16 at both ends. */
   readonly bits: number;
   /** Share of its keys that answers leave out, in estimate; 0: they read all. */
   readonly sparsity: number;
