@@ -45,7 +45,6 @@ struct Params {
 var<workgroup> shares: array<f32, wg_size>;  // of the estimated probability
 var<workgroup> pages: array<u32, wg_size>;   // listed by each thread
 var<workgroup> keys: array<u32, wg_size>;    // in them
-
 var<workgroup> keys_above: atomic<u32>;
 
 /// Keys of the head's clusters whose estimate has at least these bits.
