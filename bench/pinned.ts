@@ -31,8 +31,7 @@ export const pinned: Section = {
   about:
     `\`pinned-restore\`: seconds from opening a stored prompt of ${MODEL} (${TYPE}, 2 bits) in a fresh worker to the first token of an answer that is asked for while its pages are still being read (\`wait: false\`), ` +
     "beside the seconds that prefilling it took when it was pinned, once; threads as the page gets them. `stored-kv`: all stored " +
-    "bytes of a prompt, text, tokens, sinks and window included, beside its keys and values in f16; `auto`: bits chosen head by head, the default (random weights look " +
-    "at single keys more sharply than most trained heads). `pinned-list`: " +
+    "bytes of a prompt, text, tokens, sinks and window included, beside its keys and values in f16; `auto`: bits chosen head by head, the default (the weights are random, and 15 of 90 heads get 4 bits). `pinned-list`: " +
     `milliseconds of listing ${N_LISTED} prompts, beside the limit of ${LISTING_LIMIT_MS}.`,
   baseline: "other",
   owns: (id) => /^(pinned-restore|stored-kv|pinned-list)\//.test(id),
