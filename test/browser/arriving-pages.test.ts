@@ -1,13 +1,12 @@
 // Pinned prompts that are asked while their pages are still being read from IndexedDB, through the built bundle.
 
 import { assert } from "chai";
-import { createStore, entries, keys, set, values } from "idb-keyval";
+import { entries, keys, set } from "idb-keyval";
 import { type InlayError, loadModel, type Model, type PinnedPrompt } from "/dist/inlay.js";
 import { PRESETS } from "../../tools/gguf/model.mjs";
 import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
 import { uniform } from "../fixtures/random.ts";
-import { browser, skip } from "./harness/index.ts";
-import { ask as askOf, rejection } from "./harness/pinned.ts";
+import { ask as askOf, orphans, pages, rejection, skipKilling, watchWorkers } from "./harness/pinned.ts";
 
 /** Layers and tokens enough for many moments. */
 const bytes = tinyGguf(
@@ -18,33 +17,16 @@ const DOCUMENT = "The handbook says: be kind, and be brief. ".repeat(60);
 const QUESTION = [{ role: "user", content: "What does it say?" }] as const;
 const OPTIONS = { device: "wasm", contextLength: 4096, prefillChunk: 256 } as const;
 
-const prompts = createStore("inlay-prompts", "manifests");
-const pages = createStore("inlay-pages", "records");
-
-const workers: Worker[] = [];
-const BrowserWorker = globalThis.Worker;
-
 const load = () => loadModel(bytes, OPTIONS);
 const ask = (model: Model, pinned: PinnedPrompt) => askOf(model, pinned, QUESTION);
 const openEarly = (model: Model) => model.pinned.open("handbook", { wait: false });
 
-/** Records that no prompt names. */
-async function orphans(): Promise<string[]> {
-  const named = (await values<{ pages: string }>(prompts)).map((entry) => entry.pages);
-  return (await keys<string>(pages)).filter((key) => !named.some((name) => key.startsWith(`${name}/`)));
-}
-
 describe("pinned prompts whose pages arrive", function () {
   this.timeout(120_000);
   let expected: { text: string; cached: number };
+  const workers = watchWorkers();
 
   before(async () => {
-    globalThis.Worker = class extends BrowserWorker {
-      constructor(...args: ConstructorParameters<typeof Worker>) {
-        super(...args);
-        workers.push(this);
-      }
-    };
     const model = await load();
     const handbook = await model.pin(DOCUMENT, { id: "handbook", bits: 16 });
     await handbook.loaded;
@@ -60,7 +42,6 @@ describe("pinned prompts whose pages arrive", function () {
     await model.dispose();
   });
   after(async () => {
-    globalThis.Worker = BrowserWorker;
     const model = await load();
     for (const { id } of await model.pinned.list()) await model.pinned.delete(id);
     assert.deepEqual(await orphans(), []);
@@ -214,8 +195,7 @@ describe("pinned prompts whose pages arrive", function () {
   });
 
   it("a worker killed at 20 random moments while they arrive and are asked changes nothing that is stored", async function () {
-    if (browser === "webkit")
-      skip(this, "WebKitGTK may keep a killed worker's IndexedDB transaction for ever");
+    skipKilling(this);
     const timed = await load();
     const start = performance.now();
     await ask(timed, await openEarly(timed));

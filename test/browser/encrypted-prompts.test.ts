@@ -4,15 +4,13 @@ import { assert } from "chai";
 import { clear, createStore, entries, get, set, values } from "idb-keyval";
 import { loadModel, type Model, type PinnedPrompt } from "/dist/inlay.js";
 import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
-import { ask as askOf, rejection } from "./harness/pinned.ts";
+import { ask as askOf, pages, prompts, rejection } from "./harness/pinned.ts";
 
 const bytes = tinyGguf("tiny-llama", { type: "Q8_0", seed: 8 });
 const DOCUMENT = "The diary says: nobody else may read this. ".repeat(8);
 const QUESTION = [{ role: "user", content: "What does it say?" }] as const;
 const OPTIONS = { id: "diary", encrypt: true } as const;
 
-const prompts = createStore("inlay-prompts", "manifests");
-const pages = createStore("inlay-pages", "records");
 const keys = createStore("inlay-keys", "keys");
 
 const load = () => loadModel(bytes, { device: "wasm", contextLength: 512 });

@@ -1,59 +1,27 @@
 // Pinned prompts in IndexedDB, through the built bundle: reloads, damage, tabs that close while they pin.
 
 import { assert } from "chai";
-import { createStore, entries, keys, set, values } from "idb-keyval";
+import { entries, keys, set } from "idb-keyval";
 import { loadModel, type Model, type PinnedPrompt } from "/dist/inlay.js";
 import { PRESETS } from "../../tools/gguf/model.mjs";
 import { tinyGguf } from "../fixtures/make-tiny-gguf.ts";
 import { uniform } from "../fixtures/random.ts";
-import { browser, requireWebGpu, skip } from "./harness/index.ts";
-import { ask as askOf, rejection } from "./harness/pinned.ts";
+import { requireWebGpu } from "./harness/index.ts";
+import { ask as askOf, orphans, pages, rejection, skipKilling, watchWorkers } from "./harness/pinned.ts";
 
 const bytes = tinyGguf("tiny-llama", { type: "Q8_0", seed: 8 });
 const DOCUMENT = "The handbook says: be kind, and be brief. ".repeat(8);
 const QUESTION = [{ role: "user", content: "What does it say?" }] as const;
 const OPTIONS = { device: "wasm", contextLength: 512, prefillChunk: 32 } as const;
 
-const prompts = createStore("inlay-prompts", "manifests");
-const pages = createStore("inlay-pages", "records");
-
-/** Every worker that the page has started, to be killed as a closed tab's is. */
-const workers: Worker[] = [];
-const BrowserWorker = globalThis.Worker;
-
 const ask = (model: Model, pinned: PinnedPrompt) => askOf(model, pinned, QUESTION);
-
-/** Records that no prompt names. */
-async function orphans(): Promise<string[]> {
-  const named = (await values<{ pages: string }>(prompts)).map((entry) => entry.pages);
-  return (await keys<string>(pages)).filter((key) => !named.some((name) => key.startsWith(`${name}/`)));
-}
-
-/**
- * WebKitGTK now and then keeps the transaction of a worker that was killed, and with it the store, until the site's tabs
- * are closed (seen after 20 to 200 kills). The store then says so (prompt-store.test.ts); these tests cannot go on.
- */
-function skipKilling(context: Mocha.Context): void {
-  if (browser === "webkit")
-    skip(context, "WebKitGTK may keep a killed worker's IndexedDB transaction for ever");
-}
 
 describe("pinned prompts", function () {
   this.timeout(120_000);
   let expected: { text: string; cached: number };
   const load = () => loadModel(bytes, OPTIONS);
 
-  before(() => {
-    globalThis.Worker = class extends BrowserWorker {
-      constructor(...args: ConstructorParameters<typeof Worker>) {
-        super(...args);
-        workers.push(this);
-      }
-    };
-  });
-  after(() => {
-    globalThis.Worker = BrowserWorker;
-  });
+  const workers = watchWorkers();
 
   it("survive a reload with the same tokens; nothing is prefilled again", async () => {
     const model = await load();
