@@ -184,7 +184,9 @@ describe("a pinned prompt whose pages arrive", () => {
 
   for (const device of ["hybrid", "webgpu"] as const)
     test(`on ${device} gives the same tokens as when they are waited for`, { skip: gpu.skip }, async () => {
-      for (const options of [{ device }, { device, kvCache: { format: "q4" } }] as const) {
+      // A software GPU takes its time; what is not quantized is written alike on both devices.
+      const quantized = { device, kvCache: { format: "q4" } } as const;
+      for (const options of device === "webgpu" ? [quantized] : [{ device }, quantized]) {
         const { store, expected } = await stored(options, { bits: 4 }, SHORT, GO_ON);
         const engine = await load(store, options);
         store.allow(0);
