@@ -45,31 +45,42 @@ struct Params {
 var<workgroup> shares: array<f32, wg_size>;  // of the estimated probability
 var<workgroup> pages: array<u32, wg_size>;   // listed by each thread
 var<workgroup> keys: array<u32, wg_size>;    // in them
-var<workgroup> keys_above: atomic<u32>;
-
-/// Keys of the head's clusters whose estimate has at least these bits.
-fn keys_from(bits: u32, first: u32, end: u32, sigma_at: u32, t: u32) -> u32 {
-  if (t == 0u) { atomicStore(&keys_above, 0u); }
-  workgroupBarrier();
-  var n = 0u;
-  for (var e = first + t; e < end; e += wg_size) {
-    if (bitcast<u32>(sigma[sigma_at + e]) >= bits) { n += index[params.counts_at + e]; }
-  }
-  atomicAdd(&keys_above, n);  // whole numbers: the same sum in every order
-  workgroupBarrier();
-  let all = atomicLoad(&keys_above);
-  workgroupBarrier();
-  return all;
-}
+var<workgroup> first_shift: i32;
+var<workgroup> bins: array<atomic<u32>, 64>;  // keys by six bits of their estimate
 
 /// The bits of what the best clusters with `least_keys` keys have at least: those of an f32 that is not negative are in its
-/// order. More than any estimate has if no keys are wanted, and never 0.
+/// order. Never 0; more than any estimate has where those above the threshold have enough. Found six bits at a time, from the highest.
 fn least_bits(first: u32, end: u32, sigma_at: u32, t: u32) -> u32 {
-  var bits = 0u;
-  for (var bit = 1u << 29u; bit != 0u; bit >>= 1u) {
-    if (keys_from(bits | bit, first, end, sigma_at, t) >= params.least_keys) { bits |= bit; }
+  if (t == 0u) { atomicStore(&bins[0], 0u); }
+  workgroupBarrier();
+  var n_above = 0u;
+  for (var e = first + t; e < end; e += wg_size) {
+    if (sigma[sigma_at + e] > params.threshold) { n_above += index[params.counts_at + e]; }
   }
-  return max(bits, 1u);
+  atomicAdd(&bins[0], n_above);  // whole numbers: the same sum in every order
+  workgroupBarrier();
+  if (t == 0u) { first_shift = select(24, -1, atomicLoad(&bins[0]) >= params.least_keys); }
+  let start = workgroupUniformLoad(&first_shift);
+  var prefix = 0u;  // the bits that are found
+  var above = 0u;   // keys of larger ones
+  for (var shift = start; shift >= 0; shift -= 6) {
+    for (var i = t; i < 64u; i += wg_size) { atomicStore(&bins[i], 0u); }
+    workgroupBarrier();
+    for (var e = first + t; e < end; e += wg_size) {
+      let bits = bitcast<u32>(sigma[sigma_at + e]) >> u32(shift);
+      if ((bits >> 6u) == prefix) { atomicAdd(&bins[bits & 63u], index[params.counts_at + e]); }
+    }
+    workgroupBarrier();
+    var digit = 63u;
+    for (; digit > 0u; digit--) {
+      let n = atomicLoad(&bins[digit]);
+      if (above + n >= params.least_keys) { break; }
+      above += n;
+    }
+    prefix = (prefix << 6u) | digit;
+    workgroupBarrier();
+  }
+  return select(max(prefix, 1u), 0xffffffffu, start < 0);
 }
 
 /// The lowest n bits.
