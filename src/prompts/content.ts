@@ -3,17 +3,17 @@
 import { InlayError } from "../errors.ts";
 import type { Prompt } from "../generate/request.ts";
 import type { ChatMessages } from "../tokenizer/chat-template.ts";
-import { damaged } from "./manifest.ts";
+import { damaged, type PromptManifest } from "./manifest.ts";
 
 /** The pinned text or messages. */
 export type PinnedContent =
   | { readonly kind: "chat"; readonly messages: ChatMessages }
   | { readonly kind: "text"; readonly text: string };
 
-/** What is prefilled for it. */
-export function pinnedPrompt(content: PinnedContent): Prompt {
+/** What is prefilled for it. `time`: that its chat template is told, in milliseconds since 1970. */
+export function pinnedPrompt(content: PinnedContent, time: number): Prompt {
   if (content.kind === "text") return { kind: "text", text: content.text, parseSpecial: true };
-  return { kind: "chat", messages: content.messages, options: { addGenerationPrompt: false } };
+  return { kind: "chat", messages: content.messages, options: { addGenerationPrompt: false, time } };
 }
 
 /** `content` after that of the pinned prompt `id`. Throws `invalid-option` for text after messages or the reverse. */
@@ -31,8 +31,16 @@ export function joinContent(id: string, base: PinnedContent, content: PinnedCont
   );
 }
 
-/** The whole prompt of a request after `content`. Throws `invalid-option` for text after messages or the reverse. */
-export function continuePinned(id: string, content: PinnedContent, ids: Uint32Array, prompt: Prompt): Prompt {
+/**
+ * The whole prompt of a request after what was pinned as `ids`, with the time that the pinned part was told: a date in it must stay
+ * what it was. Throws `invalid-option` for text after messages or the reverse.
+ */
+export function continuePinned(
+  { id, renderedAt }: Pick<PromptManifest, "id" | "renderedAt">,
+  content: PinnedContent,
+  ids: Uint32Array,
+  prompt: Prompt,
+): Prompt {
   if (prompt.kind === "ids") {
     const whole = new Uint32Array(ids.length + prompt.ids.length);
     whole.set(ids);
@@ -42,7 +50,11 @@ export function continuePinned(id: string, content: PinnedContent, ids: Uint32Ar
   if (content.kind === "text" && prompt.kind === "text")
     return { ...prompt, text: content.text + prompt.text, parseSpecial: true };
   if (content.kind === "chat" && prompt.kind === "chat")
-    return { ...prompt, messages: [...content.messages, ...prompt.messages] };
+    return {
+      ...prompt,
+      messages: [...content.messages, ...prompt.messages],
+      options: { ...prompt.options, time: renderedAt },
+    };
   throw new InlayError(
     "invalid-option",
     content.kind === "text"

@@ -55,6 +55,8 @@ export interface PromptManifest {
   readonly nTokens: number;
   /** Milliseconds since 1970. */
   readonly createdAt: number;
+  /** The time that its chat template was told, which may show a date. */
+  readonly renderedAt: number;
   /** How it was attended to when it was computed: "dense", or a policy and its budget as "dhsa 0.25". */
   readonly attention: string;
   /** How long that took. */
@@ -184,9 +186,11 @@ export function parseManifest(json: string, version: number): PromptManifest {
   } catch {
     throw damaged("the manifest of the pinned prompt is not JSON");
   }
-  // Version 2 did not try heads.
+  // Version 2 did not try heads, nor tell the time.
   if (value?.shape && value.shape.wide === undefined)
     value = { ...value, shape: { ...value.shape, wide: null } };
+  if (value && value.renderedAt === undefined && value.createdAt !== undefined)
+    value = { ...value, renderedAt: value.createdAt };
   if (!isManifest(value)) throw damaged("the manifest of the pinned prompt lacks fields");
   const { shape, nTokens, squeezed, records } = value;
   if (version < FORMAT_VERSION && squeezed)
@@ -213,8 +217,19 @@ export function parseManifest(json: string, version: number): PromptManifest {
 }
 
 function isManifest(value: Partial<PromptManifest> | null): value is PromptManifest {
-  const { id, model, raw, nTokens, createdAt, attention, prefillSeconds, shape, squeezed, records } =
-    value ?? {};
+  const {
+    id,
+    model,
+    raw,
+    nTokens,
+    createdAt,
+    renderedAt,
+    attention,
+    prefillSeconds,
+    shape,
+    squeezed,
+    records,
+  } = value ?? {};
   const isCount = (n: unknown) => Number.isSafeInteger(n) && (n as number) > 0 && (n as number) < 2 ** 31;
   const isText = (text: unknown) => typeof text === "string";
   return (
@@ -227,6 +242,7 @@ function isManifest(value: Partial<PromptManifest> | null): value is PromptManif
       isSqueezedInfo(squeezed, { ...(shape as PromptShape), nTokens: nTokens as number })) &&
     typeof raw === "boolean" &&
     Number.isFinite(createdAt) &&
+    Number.isFinite(renderedAt) &&
     Number.isFinite(prefillSeconds) &&
     Array.isArray(records) &&
     records.every(({ byteLength, sha256 }: Partial<RecordInfo>) => isCount(byteLength) && isText(sha256))

@@ -11,13 +11,11 @@ import { InlayError } from "../errors.ts";
 import { checkFits, type GenerateContext, prefillInto } from "../generate/generate.ts";
 import type { Prompt } from "../generate/request.ts";
 import { abortable, anySignal } from "../gguf/abort.ts";
-import { httpSource } from "../gguf/http-source.ts";
 import { ArrivingPages } from "../kv/arriving-pages.ts";
 import { SINK_PAGES, settledPages } from "../kv/quantize.ts";
-import type { AttentionPlan } from "../model/select-pages.ts";
 import { sha256 } from "../storage/digest.ts";
-import type { Bytes, PinnedInfo, PromptEntry, PromptStore } from "../storage/prompt-store.ts";
-import { type CodingChoice, chooseCoding, isCodedSo, type PinBits } from "./coding.ts";
+import type { PinnedInfo, PromptEntry, PromptStore } from "../storage/prompt-store.ts";
+import { chooseCoding } from "./coding.ts";
 import {
   assertContinues,
   assertTokens,
@@ -30,6 +28,7 @@ import {
   type PinnedContent,
   pinnedPrompt,
 } from "./content.ts";
+import { download } from "./download.ts";
 import { openPromptFile, promptFile } from "./file.ts";
 import {
   CONTENT_RECORD,
@@ -43,6 +42,7 @@ import {
 } from "./manifest.ts";
 import { type PinEvent, type PinProgress, progress } from "./pin-events.ts";
 import type { PinHost, Turn } from "./pin-host.ts";
+import { attentionOf, isSamePrompt, type PinRequest, squeezeRequest } from "./pin-request.ts";
 import {
   arrivalOf,
   arrivalProgress,
@@ -53,30 +53,9 @@ import {
   readRecords,
   type StoredPrompt,
 } from "./restore.ts";
-import {
-  estimatedClusterBytes,
-  LEAST_SQUEEZED_TOKENS,
-  type Squeezed,
-  type SqueezeRequest,
-} from "./squeeze.ts";
+import { estimatedClusterBytes, type Squeezed, type SqueezeRequest } from "./squeeze.ts";
 import type { WindowQueries } from "./window-queries.ts";
 import { prefilledRecords, writePrompt } from "./write.ts";
-
-/** What is to be pinned. */
-export interface PinRequest {
-  readonly id: string;
-  readonly content: PinnedContent;
-  /** undefined: as the cache quantizes its pages; where it does not, 2, but 4 for heads that would lose too much. */
-  readonly bits: PinBits | undefined;
-  /** Share of its keys that answers leave out, 0 to below 1. @default 0 */
-  readonly sparsity?: number | undefined;
-  /** See SqueezedOptions. @default 1 */
-  readonly maxMissing?: number | undefined;
-  /** Stored encrypted. */
-  readonly encrypt: boolean;
-  /** Key of an open prompt that `content` comes after. */
-  readonly on?: string | undefined;
-}
 
 interface OpenPrompt extends StoredPrompt, Restored {
   /** Dropped by the store when its GPU was lost; then it is restored again. */
@@ -100,28 +79,25 @@ export class PinnedPrompts {
     const { id, encrypt } = request;
     const base = request.on === undefined ? undefined : this.#get(request.on);
     const content = base ? joinContent(base.manifest.id, base.content, request.content) : request.content;
-    const ids = this.host.encode(pinnedPrompt(content));
-    if (base) assertContinues(base.manifest.id, base.ids, ids, (part) => this.host.decode(part));
-    if (ids.length === base?.ids.length)
-      throw new InlayError(
-        "invalid-option",
-        `nothing is to be pinned on the prompt ${JSON.stringify(base.manifest.id)}; there must be at least one token`,
-        { option: "on", id: base.manifest.id },
-      );
-    checkFits(ids.length, this.host.contextLength);
     const choice = chooseCoding(this.host.shape, request.bits, base?.manifest);
-    const draft = this.#draft(id, content, ids, choice.coding, base?.manifest);
-    const squeeze = this.host.squeezer.isOfUse
-      ? squeezeRequest(request, ids.length, base?.manifest)
-      : undefined;
     const contentBytes = encodeContent(content);
-    const idBytes = encodeTokens(ids);
     const unlock = await this.#stored.lock(this.#key(id), outer);
     let turn: Turn | undefined;
     try {
       const stored = await this.#stored.get(this.#key(id));
-      const known = [await sha256(contentBytes), await sha256(idBytes)];
-      if (stored?.info.encrypted === encrypt && (await this.#isSame(stored, draft, choice, squeeze, known))) {
+      const old = stored && (await this.#tryReadManifest(stored))?.manifest;
+      const contentDigest = await sha256(contentBytes);
+      // The same messages are the same prompt tomorrow, whatever date their template showed.
+      const told = old?.records[CONTENT_RECORD]?.sha256 === contentDigest ? old.renderedAt : Date.now();
+      const renderedAt = base?.manifest.renderedAt ?? told;
+      const ids = this.#idsOn(base, content, renderedAt);
+      const draft = this.#draft(id, content, ids, { renderedAt, ...choice }, base?.manifest);
+      const squeeze = this.host.squeezer.isOfUse
+        ? squeezeRequest(request, ids.length, base?.manifest)
+        : undefined;
+      const idBytes = encodeTokens(ids);
+      const known = [contentDigest, await sha256(idBytes)];
+      if (stored?.info.encrypted === encrypt && old && isSamePrompt(old, draft, choice, squeeze, known)) {
         turn = await this.host.enter(outer);
         const open = yield* this.#tryRestore(stored, turn);
         if (open) {
@@ -195,7 +171,7 @@ export class PinnedPrompts {
         assertTokens(
           manifest.id,
           decodeTokens(await record(TOKENS_RECORD)),
-          this.host.encode(pinnedPrompt(content)),
+          this.host.encode(pinnedPrompt(content, manifest.renderedAt)),
         );
         await this.#stored.makeRoom(blob.size);
         const records = async function* () {
@@ -265,10 +241,9 @@ export class PinnedPrompts {
 
   /** The ids of a request that continues an open prompt. */
   encode(key: string, prompt: Prompt): Uint32Array {
-    const { entry, content, ids } = this.#get(key);
-    const { id } = entry.info;
-    const whole = this.host.encode(continuePinned(id, content, ids, prompt));
-    assertContinues(id, ids, whole, (part) => this.host.decode(part));
+    const { manifest, content, ids } = this.#get(key);
+    const whole = this.host.encode(continuePinned(manifest, content, ids, prompt));
+    assertContinues(manifest.id, ids, whole, (part) => this.host.decode(part));
     return whole;
   }
 
@@ -337,12 +312,26 @@ export class PinnedPrompts {
     return fork;
   }
 
+  /** Tokens of a prompt, which go on from those of `base`. Throws `invalid-option` where they do not, `context-full`. */
+  #idsOn(base: OpenPrompt | undefined, content: PinnedContent, time: number): Uint32Array {
+    const ids = this.host.encode(pinnedPrompt(content, time));
+    if (base) assertContinues(base.manifest.id, base.ids, ids, (part) => this.host.decode(part));
+    if (ids.length === base?.ids.length)
+      throw new InlayError(
+        "invalid-option",
+        `nothing is to be pinned on the prompt ${JSON.stringify(base.manifest.id)}; there must be at least one token`,
+        { option: "on", id: base.manifest.id },
+      );
+    checkFits(ids.length, this.host.contextLength);
+    return ids;
+  }
+
   /** The manifest of a prompt to be computed here, on `base`; its records are not there yet. */
   #draft(
     id: string,
     content: PinnedContent,
     ids: Uint32Array,
-    coding: PageCoding,
+    { renderedAt, coding }: { readonly renderedAt: number; readonly coding: PageCoding },
     base: PromptManifest | undefined,
   ): PromptManifest {
     const attention = attentionOf(this.host.plan, ids.length);
@@ -352,6 +341,7 @@ export class PinnedPrompts {
       raw: content.kind === "text",
       nTokens: ids.length,
       createdAt: Date.now(),
+      renderedAt,
       attention: !base || base.attention === attention ? attention : `${base.attention} + ${attention}`,
       prefillSeconds: base?.prefillSeconds ?? 0,
       shape: { ...this.host.shape, ...coding },
@@ -368,25 +358,6 @@ export class PinnedPrompts {
       if (error instanceof InlayError) return undefined;
       throw error;
     }
-  }
-
-  /** Whether just this prompt is stored: same text and tokens, computed in the same way. */
-  async #isSame(
-    entry: PromptEntry,
-    draft: PromptManifest,
-    choice: CodingChoice,
-    squeeze: SqueezeRequest | undefined,
-    known: readonly string[],
-  ): Promise<boolean> {
-    const manifest = (await this.#tryReadManifest(entry))?.manifest;
-    return (
-      manifest !== undefined &&
-      manifest.attention === draft.attention &&
-      isCodedSo(manifest.shape, choice) &&
-      manifest.squeezed?.sparsity === squeeze?.sparsity &&
-      manifest.squeezed?.maxMissing === squeeze?.maxMissing &&
-      known.every((digest, i) => manifest.records[i]!.sha256 === digest)
-    );
   }
 
   /** Throws `cache-mismatch` for a prompt of another model, `context-full` for one that is too long. */
@@ -574,35 +545,6 @@ export class PinnedPrompts {
   }
 }
 
-/**
- * How the prompt of a request is to be squeezed; undefined: not at all. Throws `invalid-option` where that does not go with the
- * prompt that it is pinned on: sorting would move tokens that the two share.
- */
-function squeezeRequest(
-  { sparsity = 0, maxMissing = 1 }: PinRequest,
-  nTokens: number,
-  base: PromptManifest | undefined,
-): SqueezeRequest | undefined {
-  if (base && (sparsity > 0 || base.squeezed))
-    throw new InlayError(
-      "invalid-option",
-      base.squeezed
-        ? `the prompt ${JSON.stringify(base.id)} was pinned with a sparsity of ${base.squeezed.sparsity}, and only those with ` +
-            "sparsity: 0 can be gone on from: pin it with that, or pin both together"
-        : `sparsity is ${sparsity}, and a prompt that goes on another one is read whole: leave it out, or pin both together`,
-      { option: base.squeezed ? "on" : "sparsity", value: base.squeezed ? base.id : sparsity },
-    );
-  return sparsity > 0 && nTokens >= LEAST_SQUEEZED_TOKENS ? { sparsity, maxMissing } : undefined;
-}
-
-/** What a generator returns, whatever it yields before. */
-async function resultOf<T>(generator: AsyncGenerator<unknown, T>): Promise<T> {
-  for (;;) {
-    const step = await generator.next();
-    if (step.done) return step.value;
-  }
-}
-
 /** Prefills `ids`, the first of a prompt's `total` tokens. */
 async function* prefillPart(
   { context, checkpoint }: Turn,
@@ -615,26 +557,6 @@ async function* prefillPart(
     if (event.kind === "prefill") yield progress("prefill", event.loaded, total);
 }
 
-/** How a prompt of `nTokens` is attended to: "dense", or a policy and the share of the keys that it reads. */
-function attentionOf({ policy, budget }: AttentionPlan, nTokens: number): string {
-  const isDense = policy.name === "dense" || nTokens <= budget.denseBelow;
-  return isDense ? "dense" : `${policy.name} ${budget.fraction}`;
-}
-
-/** The file behind an absolute URL. */
-async function* download(url: string, signal: AbortSignal): AsyncGenerator<PinProgress, Blob> {
-  const source = httpSource(new URL(url));
-  const parts: Blob[] = [];
-  let loaded = 0;
-  for await (const chunk of source.open(0, signal)) {
-    // A browser may keep blobs on disk.
-    parts.push(new Blob([chunk as Bytes]));
-    loaded += chunk.byteLength;
-    yield progress("download", loaded, source.size ?? loaded);
-  }
-  return new Blob(parts);
-}
-
 function otherModel(id: string, stored: string, own: ModelIdentity): InlayError {
   return new InlayError(
     "cache-mismatch",
@@ -642,4 +564,12 @@ function otherModel(id: string, stored: string, own: ModelIdentity): InlayError 
       "for this model",
     { id, pinnedFor: stored, model: describeModel(own) },
   );
+}
+
+/** What a generator returns, whatever it yields before. */
+async function resultOf<T>(generator: AsyncGenerator<unknown, T>): Promise<T> {
+  for (;;) {
+    const step = await generator.next();
+    if (step.done) return step.value;
+  }
 }

@@ -7,7 +7,7 @@ import type { AttentionMap, AttentionMapOptions } from "../eval/attention-map.ts
 import type { GenerateRequest, Prompt } from "../generate/request.ts";
 import type { HubFile } from "../gguf/source.ts";
 import type { EngineOptions, LoadProgress } from "../options.ts";
-import type { PinRequest } from "../prompts/pinned-prompts.ts";
+import type { PinRequest } from "../prompts/pin-request.ts";
 import type { PinnedInfo } from "../storage/prompt-store.ts";
 import type { DecodeOptions, EncodeOptions } from "../tokenizer/tokenizer.ts";
 

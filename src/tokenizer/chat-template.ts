@@ -44,8 +44,6 @@ export interface CompileOptions {
   /** Text of the model's special tokens; "" where it has none. */
   readonly bosToken: string;
   readonly eosToken: string;
-  /** The time that `strftime_now` shows. @default the machine's clock */
-  readonly now?: (() => Date) | undefined;
 }
 
 export interface RenderOptions {
@@ -55,6 +53,8 @@ export interface RenderOptions {
   readonly tools?: readonly Json[] | undefined;
   /** Further variables, such as Qwen3's `enable_thinking`. They cannot replace those named above. */
   readonly variables?: Readonly<Record<string, Json>> | undefined;
+  /** The time that `strftime_now` shows, in milliseconds since 1970. @default the machine's clock */
+  readonly time?: number | undefined;
 }
 
 /** Plain ChatML, for models that were trained on it and whose file lacks the template. Chosen by name only. */
@@ -127,13 +127,11 @@ class RaisedByTemplate extends Error {}
 export class ChatTemplate {
   readonly #program: ReturnType<typeof parse>;
   readonly #tokens: CompileOptions;
-  readonly #now: () => Date;
   readonly #knowsDeveloper: boolean;
   #takesArgumentObjects: boolean | undefined;
 
   private constructor(source: string, options: CompileOptions) {
     this.#tokens = options;
-    this.#now = options.now ?? (() => new Date());
     this.#knowsDeveloper = source.includes("developer");
     this.#program = parse(tokenize(source, { lstrip_blocks: true, trim_blocks: true }));
   }
@@ -199,7 +197,8 @@ export class ChatTemplate {
       nChars += extent.nChars;
       nValues += extent.nValues;
     }
-    for (const [name, value] of Object.entries(this.#globals())) environment.set(name, value);
+    for (const [name, value] of Object.entries(this.#globals(options.time ?? Date.now())))
+      environment.set(name, value);
     const limits = {
       work: Math.ceil(BASE_WORK + WORK_PER_VALUE * nValues + WORK_PER_CHAR * nChars),
       depth: MAX_DEPTH,
@@ -208,7 +207,7 @@ export class ChatTemplate {
     return new BoundedInterpreter(environment, limits).run(this.#program).toString();
   }
 
-  #globals(): Readonly<Record<string, unknown>> {
+  #globals(time: number): Readonly<Record<string, unknown>> {
     return {
       true: true,
       false: false,
@@ -220,7 +219,7 @@ export class ChatTemplate {
       raise_exception: (message: unknown) => {
         throw new RaisedByTemplate(String(message ?? ""));
       },
-      strftime_now: (format: unknown) => strftime(this.#now(), String(format)),
+      strftime_now: (format: unknown) => strftime(new Date(time), String(format)),
     };
   }
 

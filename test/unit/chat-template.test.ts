@@ -12,18 +12,18 @@ import {
   type TemplateMessage,
 } from "../../src/tokenizer/chat-template.ts";
 
+const TIME = new Date(2024, 0, 5, 15, 4, 9).getTime();
 const HELLO: TemplateMessage[] = [{ role: "user", content: "hello" }];
 
 function compile(source: string): ChatTemplate {
   return ChatTemplate.compile(source, {
     bosToken: "<s>",
     eosToken: "</s>",
-    now: () => new Date(2024, 0, 5, 15, 4, 9),
   });
 }
 
 function render(source: string, variables: Record<string, Json> = {}, messages = HELLO): string {
-  return compile(source).render(messages, { addGenerationPrompt: true, variables });
+  return compile(source).render(messages, { addGenerationPrompt: true, variables, time: TIME });
 }
 
 function failure(attempt: () => unknown): InlayError {

@@ -7,7 +7,7 @@ import { wholePageBytes } from "../../src/kv/quantize.ts";
 import type { LoadOptions } from "../../src/options.ts";
 import { openPromptFile, readHead, writeHead } from "../../src/prompts/file.ts";
 import { FORMAT_VERSION, type PromptManifest, parseManifest } from "../../src/prompts/manifest.ts";
-import type { PinRequest } from "../../src/prompts/pinned-prompts.ts";
+import type { PinRequest } from "../../src/prompts/pin-request.ts";
 import { sha256 } from "../../src/storage/digest.ts";
 import { MemoryPromptStore } from "../../src/storage/memory-prompt-store.ts";
 import type { PromptStore } from "../../src/storage/prompt-store.ts";

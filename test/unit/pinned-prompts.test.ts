@@ -345,6 +345,43 @@ describe("a long pinned prompt", () => {
   });
 });
 
+describe("a template that shows the date", () => {
+  const chatTemplate =
+    "{{ strftime_now('%d %B %Y') }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}";
+
+  test("keeps the day that a prompt was pinned on: next day it is still the same, here, elsewhere and gone on from", async (t) => {
+    t.mock.timers.enable({ apis: ["Date"], now: new Date(2026, 10, 21, 12) });
+    const store = new MemoryPromptStore();
+    const engine = await load(store, { chatTemplate });
+    const { key, info } = await pin(engine);
+    const expected = await answer(engine, key);
+    assert.equal(expected.cached, info.tokens);
+    const file = await engine.pinned.export("book", false);
+    t.mock.timers.tick(24 * 60 * 60 * 1000);
+    assert.deepEqual((await answer(engine, key)).ids, expected.ids);
+    await engine.dispose();
+
+    const next = await load(store, { chatTemplate });
+    const again = await pin(next);
+    assert.deepEqual(again.phases, ["restore"]);
+    assert.deepEqual(await answer(next, again.key), expected);
+    const more = { kind: "chat", messages: [{ role: "user", content: "And then?" }] } as const;
+    const on = await pin(next, more, { id: "more", on: again.key });
+    assert.equal((await answer(next, on.key)).cached, on.info.tokens);
+    const changed = { ...CHAT, messages: CHAT.messages.slice(0, 1) };
+    assert.ok(
+      (await pin(next, changed)).phases.includes("prefill"),
+      "another text is prefilled, with the new date",
+    );
+    await next.dispose();
+
+    const other = await load(new MemoryPromptStore(), { chatTemplate });
+    const imported = await opened(other.pinned.import(file, false, never));
+    assert.deepEqual(await answer(other, imported.key), expected);
+    await other.dispose();
+  });
+});
+
 describe("damage and mismatch", () => {
   async function exported(): Promise<{ file: Uint8Array<ArrayBuffer>; engine: Engine }> {
     const engine = await load(new MemoryPromptStore());

@@ -9,7 +9,7 @@ import type { LoadOptions } from "../../src/options.ts";
 import { openPromptFile, promptFile, readHead, writeHead } from "../../src/prompts/file.ts";
 import { firstSqueezedRecord, type PromptManifest } from "../../src/prompts/manifest.ts";
 import type { PinEvent } from "../../src/prompts/pin-events.ts";
-import type { PinRequest } from "../../src/prompts/pinned-prompts.ts";
+import type { PinRequest } from "../../src/prompts/pin-request.ts";
 import { sha256 } from "../../src/storage/digest.ts";
 import { MemoryPromptStore } from "../../src/storage/memory-prompt-store.ts";
 import type { Bytes, PinnedInfo, PromptStore } from "../../src/storage/prompt-store.ts";
